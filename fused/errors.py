@@ -1,0 +1,83 @@
+"""The one exception hierarchy. Each class names a condition and carries what it is about.
+
+Calls on the local layer let `OSError` through; everything else that can go wrong in a way a person
+should read about is one of these. `fs/replies.py` is the only place that turns them into an errno,
+`cli/main.py` the only one that turns them into an exit code and a sentence. The text of an error is
+one sentence that says what is wrong and, where something can be done, what to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fused.cid import CID
+
+
+class IpfsfsError(Exception):
+    """Root of everything this program raises on purpose."""
+
+
+class UsageError(IpfsfsError):
+    """A command, option, setting or path that can't be used as given."""
+
+
+class MountError(IpfsfsError):
+    """The mount can't be made, or can't be undone."""
+
+
+class NotMounted(IpfsfsError):
+    """The path is not inside a running ipfsfs mount."""
+
+
+class ControlError(IpfsfsError):
+    """The daemon did not answer, or answered with an error."""
+
+
+class StoreError(IpfsfsError):
+    """Something in the block store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store can't be reached or can't take more (node down, deadline passed, disk full)."""
+
+
+class BlockNotFound(StoreError):
+    """No store at hand has this block."""
+
+    def __init__(self, cid: CID) -> None:
+        from fused.cid import format_cid
+
+        super().__init__(f"block {format_cid(cid)} is not in the store")
+        self.cid = cid
+
+
+class BlockCorrupt(StoreError):
+    """A block's bytes do not hash to its CID, or it is shorter or longer than recorded."""
+
+    def __init__(self, cid: CID, why: str = "its bytes do not match its CID") -> None:
+        from fused.cid import format_cid
+
+        super().__init__(f"block {format_cid(cid)} is damaged: {why}")
+        self.cid = cid
+
+
+class DagError(IpfsfsError):
+    """A block is intact but does not say what a block in its place must say (malformed or hostile).
+
+    `cid` names the block where it is known.
+    """
+
+    def __init__(self, why: str, cid: CID | None = None) -> None:
+        from fused.cid import format_cid
+
+        super().__init__(why if cid is None else f"block {format_cid(cid)}: {why}")
+        self.cid = cid
+
+
+class PathNotInDag(IpfsfsError):
+    """The DAG has no entry of this name."""
+
+
+class IndexDamaged(IpfsfsError):
+    """The index can't be read. It is a memo: it is set aside and rebuilt, nothing is lost."""

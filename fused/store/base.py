@@ -1,0 +1,100 @@
+"""What a block store is: four verbs, and three more for keeping things.
+
+A store knows nothing of files. It keeps blocks, each named by the hash of its bytes, and it keeps
+those that are reachable from a pin. Retry, verification, caching and limits are wrappers with the
+same protocol (`verify.py` and its neighbours), composed once, in `daemon.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from fused.cid import CID
+
+
+class Block(NamedTuple):
+    """A block's name and bytes. Whoever makes one guarantees that they belong together."""
+
+    cid: CID
+    data: bytes
+
+
+LinksOf = Callable[["CID", bytes], Iterable["CID"]]
+"""The CIDs that a block links to; given to `gc`, so that a store needs to know no codec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A root that is kept, for whom and why. `owner` is one mount; `name` is for people."""
+
+    owner: str
+    cid: CID
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """`blocks` and `bytes_stored` count the content; `disk_bytes` is what the store takes on disk."""
+
+    blocks: int
+    bytes_stored: int
+    disk_bytes: int
+
+
+class BlockStore(Protocol):
+    """Blocks by CID. All methods may be called by several tasks at once."""
+
+    async def put(self, blocks: Sequence[Block]) -> int:
+        """Store `blocks` and return how many of them were new.
+
+        Durable on return: they survive a power cut. Idempotent. After an error or a cancellation
+        any part of them may be stored; calling again is safe. Raises StoreUnavailable.
+        """
+        ...
+
+    async def get(self, cid: CID) -> bytes:
+        """The block's bytes, verified. Raises BlockNotFound, BlockCorrupt, StoreUnavailable."""
+        ...
+
+    async def get_many(self, cids: Sequence[CID]) -> Mapping[CID, bytes]:
+        """The bytes of every one of `cids`, verified, in one go. Raises as `get` does, for the first that fails."""
+        ...
+
+    async def has(self, cids: Sequence[CID]) -> set[CID]:
+        """Those of `cids` that are stored durably. Raises StoreUnavailable."""
+        ...
+
+    async def stats(self) -> StoreStats:
+        """How much is stored. Raises StoreUnavailable."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the store holds. Idempotent; no other method may be called afterwards."""
+        ...
+
+
+class PinStore(Protocol):
+    """Which roots are kept."""
+
+    async def pin(self, pin: Pin) -> None:
+        """Keep everything reachable from `pin.cid`. Durable on return. Raises BlockNotFound if the root is not stored."""
+        ...
+
+    async def unpin(self, owner: str, cid: CID) -> None:
+        """Drop `owner`'s pin on `cid`. Does nothing if there is none."""
+        ...
+
+    async def pins(self, owner: str | None = None) -> list[Pin]:
+        """All pins, or those of one owner, oldest first."""
+        ...
+
+    async def gc(self, links_of: LinksOf) -> int:
+        """Remove blocks that no pin reaches and return how many.
+
+        Blocks put recently are kept: their pin may be on its way, also from another process.
+        Raises BlockCorrupt or BlockNotFound, having removed nothing, if a pinned DAG can't be walked.
+        """
+        ...
