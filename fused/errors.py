@@ -34,6 +34,10 @@ class ControlError(IpfsfsError):
     """The daemon did not answer, or answered with an error."""
 
 
+class DaemonGone(ControlError):
+    """No daemon answers where one should: it died, or was never started."""
+
+
 class StoreError(IpfsfsError):
     """Something in the block store failed."""
 
