@@ -1,0 +1,518 @@
+"""What has changed in the local layer, and what it was before: the meeting point of `fs` and `sync`.
+
+Not for: finding changes made while nothing was mounted (`scan.py` does that, by stat), and not for
+deciding what to store.
+
+How it works
+------------
+The file-system layer tells us of every change *before* it makes it, on the trio thread, with no
+`await` between the call and the system call. So on that thread a change is atomic: `freeze`, which
+runs there too, falls before or after it, never into it.
+
+`freeze` marks an instant T. All that was dirty at T moves into the *frozen* generation and a new,
+empty one begins. From then until `thaw`, a change to something frozen that has not been captured
+yet first saves what is about to be lost: the chunks of a file that a write will overwrite, the
+listing of a directory that will change, a descriptor of a file or directory whose name goes. The
+snapshot thread reads at leisure and sees the tree as it was at T. Copy-on-write, like a
+block-level snapshot. It costs nothing while nobody writes to what is being captured, and it never
+makes a writer wait for the snapshot. This is why a live database comes out whole: its main file
+and its journal are seen at the same instant.
+
+Races, and why they are none
+----------------------------
+1. Snapshot thread reads chunk i while a write to i begins. The writer saves i (from the old
+   content) before it writes. The reader looks for a saved copy *after* its own read: if there is
+   one, the read may be torn and the copy is the truth; if there is none, no write to i had begun
+   when the read ended. (`FileCapture.read`, `FileCapture.save`)
+2. Writer between `before_write` and `pwrite` while the snapshot thread begins with the file. The
+   file's instant was fixed on the trio thread (`freeze` or `adopt`), so the writer either finished
+   before it or sees the file frozen and saves. Hence `adopt` must run on the trio thread.
+3. Directory listed by the snapshot thread while a name changes: both take `_lock` for the moment
+   of listing; whoever comes first stores the listing for the other.
+
+Threads: methods marked "trio thread" only there. `_lock` protects everything else and is held for
+microseconds, except for one directory listing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat as stat_
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from fused.dag.chunker import CHUNK
+from fused.types import FileKey, Stat
+
+log = logging.getLogger(__name__)
+
+Dirs = Callable[[], Iterable[FileKey]]
+"""The keys of all directories that contain something by its known names, nearest first."""
+
+SAVED_IN_MEMORY = 32 * CHUNK
+"""Bytes of saved chunks kept in memory; more goes to an unlinked temporary file."""
+
+SAVED_AT_MOST = 1024 * CHUNK
+"""Bytes of saved chunks in one generation. A file whose old content does not fit is captured again,
+at a later instant: still content that it really had, but no longer of the same instant as its peers."""
+
+SAVED_AT_ONCE = 64 * CHUNK
+"""Bytes that one change may cost to save; it happens on the thread that serves requests."""
+
+KEPT_AT_MOST = 1024
+"""Descriptors kept of files and directories whose names went while they were frozen."""
+
+
+@dataclass(slots=True)
+class DirtyFile:
+    """Which part of a file's content has changed since it was last captured.
+
+    `chunks` are chunk numbers, or None if anything may have changed. Content from `cut` on (bytes)
+    was truncated away at some time. `fresh`: the file was created since, so what the index knows
+    under its inode number is of an earlier file.
+    """
+
+    chunks: set[int] | None = field(default_factory=set)
+    cut: int | None = None
+    fresh: bool = False
+
+    def merge(self, later: DirtyFile) -> None:
+        """Add what `later` says."""
+        if self.chunks is None or later.chunks is None:
+            self.chunks = None
+        else:
+            self.chunks |= later.chunks
+        if later.cut is not None:
+            self.cut = later.cut if self.cut is None else min(self.cut, later.cut)
+        self.fresh = self.fresh or later.fresh
+
+    def unchanged(self, index: int) -> bool:
+        """Whether chunk `index`, whole in the old and the new content, is the same in both."""
+        if self.fresh or self.chunks is None or index in self.chunks:
+            return False
+        return self.cut is None or (index + 1) * CHUNK <= self.cut
+
+
+class ListedEntry:
+    """A name in a directory as it was listed: bytes, host inode number, kind by DirEntry."""
+
+    __slots__ = ("ino", "is_dir", "name")
+
+    def __init__(self, name: bytes, ino: int, is_dir: bool) -> None:
+        self.name = name
+        self.ino = ino
+        self.is_dir = is_dir
+
+
+class ChangedTooFast(Exception):
+    """What a file was at its instant could not be saved; capture it again."""
+
+
+class _Spill:
+    """Saved chunks of one generation: in memory, then in an unlinked temporary file."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._fd = -1
+        self._end = 0
+        self._in_memory = 0
+        self.total = 0
+
+    def keep(self, data: bytes) -> bytes | tuple[int, int]:
+        """Keep `data` and return what `fetch` needs. Raises OSError if the disk is full."""
+        self.total += len(data)
+        if self._in_memory + len(data) <= SAVED_IN_MEMORY:
+            self._in_memory += len(data)
+            return data
+        if self._fd < 0:
+            self._fd, path = tempfile.mkstemp(prefix="saved-", dir=self._directory)
+            os.unlink(path)
+        at = self._end
+        view = memoryview(data)
+        while view:
+            view = view[os.pwrite(self._fd, view, self._end) :]
+            self._end = at + len(data) - len(view)
+        return (at, len(data))
+
+    def fetch(self, kept: bytes | tuple[int, int]) -> bytes:
+        """The data that `keep` was given."""
+        if isinstance(kept, bytes):
+            return kept
+        return os.pread(self._fd, kept[1], kept[0])
+
+    def close(self) -> None:
+        """Drop everything."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class FileCapture:
+    """One file's content as it was at its instant, while writers go on.
+
+    `stat` is the file's stat at that instant, or as near to it as metadata matters: its size is exact.
+    """
+
+    def __init__(self, dirty: DirtyFile, st: os.stat_result, spill: _Spill) -> None:
+        self.dirty = dirty
+        self.stat = st
+        self.size = st.st_size
+        self._spill = spill
+        self._saved: dict[int, bytes | tuple[int, int]] = {}
+        self._done: set[int] = set()
+        self._needed: set[int] | None = None
+        self._broken = False
+
+    def need(self, chunks: set[int]) -> None:
+        """Tell which chunks will be read at all; writers need not save the others."""
+        self._needed = chunks
+
+    def read(self, fd: int, index: int) -> bytes:
+        """Chunk `index` as it was. Raises ChangedTooFast if it could not be saved."""
+        offset = index * CHUNK
+        want = min(CHUNK, self.size - offset)
+        data = os.pread(fd, want, offset)
+        while 0 < len(data) < want:
+            more = os.pread(fd, want - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        saved = self._saved.get(index)
+        if saved is not None:
+            data = self._spill.fetch(saved)
+        elif self._broken:
+            raise ChangedTooFast
+        else:
+            self._done.add(index)
+        if len(data) != want:
+            raise ChangedTooFast  # cut short behind our back, by somebody with a descriptor from before the mount
+        return data
+
+    def save(self, fd: int, start: int, stop: int) -> None:
+        """Save what bytes start…stop are now, where that is still needed. Trio thread, before the change."""
+        stop = min(stop, self.size)
+        if start >= stop or self._broken:
+            return
+        wanted = [
+            i
+            for i in range(start // CHUNK, (stop - 1) // CHUNK + 1)
+            if i not in self._done and i not in self._saved and (self._needed is None or i in self._needed)
+        ]
+        if not wanted:
+            return
+        if len(wanted) * CHUNK > SAVED_AT_ONCE or self._spill.total + len(wanted) * CHUNK > SAVED_AT_MOST:
+            self._broken = True
+            return
+        try:
+            for i in wanted:
+                offset = i * CHUNK
+                self._saved[i] = self._spill.keep(os.pread(fd, min(CHUNK, self.size - offset), offset))
+        except OSError as exc:  # the disk is full, or the handle can't be read: the write must go on all the same
+            log.debug("old content not saved: %s", exc)
+            self._broken = True
+
+
+class _Frozen:
+    """A generation that is being captured. `covers_all`: directories without a memo are part of it too."""
+
+    def __init__(self, spill_directory: str) -> None:
+        self.files: dict[FileKey, DirtyFile] = {}
+        self.dirs: set[FileKey] = set()
+        self.covers_all = False
+        self.tree = False
+        self.captures: dict[FileKey, FileCapture] = {}
+        self.done_dirs: set[FileKey] = set()
+        self.listings: dict[FileKey, list[ListedEntry]] = {}
+        self.kept: dict[FileKey, int] = {}
+        self.spill = _Spill(spill_directory)
+
+    def covers(self, dir_key: FileKey) -> bool:
+        return self.tree and (self.covers_all or dir_key in self.dirs) and dir_key not in self.done_dirs
+
+
+def list_directory(fd: int) -> list[ListedEntry]:
+    """The names in the directory open at `fd`, without `.` and `..`. Raises OSError."""
+    with os.scandir(fd) as entries:
+        return [ListedEntry(os.fsencode(e.name), e.inode(), e.is_dir(follow_symlinks=False)) for e in entries]
+
+
+class ChangeLog:
+    """See the module. One per daemon; `spill_directory` must not lie under the mount."""
+
+    def __init__(self, spill_directory: str) -> None:
+        self._spill_directory = spill_directory
+        self._lock = threading.Lock()
+        self._files: dict[FileKey, DirtyFile] = {}
+        self._dirs: set[FileKey] = set()
+        self._frozen: _Frozen | None = None
+        self._carries: dict[FileKey, tuple[Stat, Stat]] = {}
+        self._gone: list[FileKey] = []
+        self.serial = 0
+        """Grows with every change; two equal readings mean that nothing changed in between."""
+        self.on_first_change: Callable[[], None] | None = None
+        """Called on the trio thread when a clean tree becomes dirty."""
+
+    # --- told by fs: trio thread, before the change -----------------------------------------------------------
+
+    def before_write(self, key: FileKey, fd: int, offset: int, length: int, dirs: Dirs) -> None:
+        """Bytes offset…offset+length of the file open at `fd` will be overwritten or appended."""
+        with self._lock:
+            if self._frozen is not None:
+                self._save(key, fd, offset, offset + length)
+            dirty = self._mark(key, dirs)
+            if dirty.chunks is not None and length:
+                first, last = offset // CHUNK, (offset + length - 1) // CHUNK
+                if first == last:
+                    dirty.chunks.add(first)
+                else:
+                    dirty.chunks.update(range(first, last + 1))
+
+    def before_truncate(self, key: FileKey, fd: int, size: int, dirs: Dirs) -> None:
+        """The file open at `fd` will be cut or extended to `size` bytes."""
+        with self._lock:
+            if self._frozen is not None:
+                self._save(key, fd, size, 1 << 63)
+            dirty = self._mark(key, dirs)
+            dirty.cut = size if dirty.cut is None else min(dirty.cut, size)
+
+    def before_add(self, dir_key: FileKey, dir_fd: int, dirs: Dirs) -> None:
+        """A name will appear in the directory open at `dir_fd`."""
+        with self._lock:
+            if self._frozen is not None and self._frozen.covers(dir_key):
+                self._list(self._frozen, dir_key, dir_fd)
+            self._mark_dirs(dirs)
+
+    def before_remove(self, dir_key: FileKey, dir_fd: int, name: bytes, dirs: Dirs) -> None:
+        """`name` will vanish from the directory open at `dir_fd`, or will stand for something else."""
+        with self._lock:
+            if self._frozen is not None and self._frozen.covers(dir_key):
+                self._list(self._frozen, dir_key, dir_fd)
+                self._keep(self._frozen, dir_fd, name)
+            self._mark_dirs(dirs)
+
+    def created(self, key: FileKey) -> None:
+        """A regular file was made. Its inode number may have belonged to another file until just now."""
+        with self._lock:
+            if self._frozen is not None:
+                self._frozen.files.pop(key, None)
+                self._frozen.captures.pop(key, None)
+            self._files[key] = DirtyFile(chunks=None, fresh=True)
+            self._touch()
+
+    def gone(self, key: FileKey) -> None:
+        """The last name of the file went."""
+        with self._lock:
+            self._files.pop(key, None)
+            self._gone.append(key)
+            self._touch()
+
+    def metadata(self, key: FileKey, before: os.stat_result, after: os.stat_result, dirs: Dirs) -> None:
+        """The stat of a file changed and its content did not: what is known of the content stays true."""
+        with self._lock:
+            self._mark_dirs(dirs)
+            if stat_.S_ISDIR(after.st_mode):
+                self._dirs.add(key)
+            elif stat_.S_ISREG(after.st_mode):
+                was, now = Stat.of(before), Stat.of(after)
+                earlier = self._carries.get(key)
+                self._carries[key] = (earlier[0] if earlier is not None and earlier[1] == was else was, now)
+
+    def _mark(self, key: FileKey, dirs: Dirs) -> DirtyFile:
+        dirty = self._files.get(key)
+        if dirty is None:
+            dirty = self._files[key] = DirtyFile()
+            self._mark_dirs(dirs)
+        else:
+            self.serial += 1
+        return dirty
+
+    def _mark_dirs(self, dirs: Dirs) -> None:
+        self._dirs.update(dirs())
+        self._touch()
+
+    def _touch(self) -> None:
+        self.serial += 1
+        if self.on_first_change is not None:
+            self.on_first_change()
+
+    def _save(self, key: FileKey, fd: int, start: int, stop: int) -> None:
+        frozen = self._frozen
+        assert frozen is not None
+        capture = frozen.captures.get(key)
+        if capture is None:
+            dirty = frozen.files.get(key)
+            if dirty is None:
+                return
+            capture = frozen.captures[key] = FileCapture(dirty, os.fstat(fd), frozen.spill)
+        capture.save(fd, start, stop)
+
+    def _list(self, frozen: _Frozen, dir_key: FileKey, dir_fd: int) -> None:
+        if dir_key not in frozen.listings:
+            try:
+                frozen.listings[dir_key] = list_directory(dir_fd)
+            except OSError as exc:  # the change must go on; the snapshot will list what is there then
+                log.debug("directory not listed before its change: %s", exc)
+
+    def _keep(self, frozen: _Frozen, dir_fd: int, name: bytes) -> None:
+        if len(frozen.kept) >= KEPT_AT_MOST:
+            return
+        try:
+            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            key = (st.st_dev, st.st_ino)
+            if key in frozen.kept:
+                return
+            flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            readable = stat_.S_ISREG(st.st_mode) or stat_.S_ISDIR(st.st_mode)
+            frozen.kept[key] = os.open(name, flags | (os.O_RDONLY if readable else os.O_PATH), dir_fd=dir_fd)
+        except OSError as exc:
+            log.debug("file not kept before its name goes: %s", exc)
+
+    # --- used by sync ---------------------------------------------------------------------------------------
+
+    def freeze(self, *, covers_all: bool) -> None:
+        """Fix the instant T: all that is dirty now will be captured as it is now. Trio thread.
+
+        With `covers_all` every directory belongs to the generation, also those that are not dirty.
+        `thaw` ends it. Files that were adopted and not captured are dirty again first.
+        """
+        with self._lock:
+            self._thaw(stored=False)
+            frozen = _Frozen(self._spill_directory)
+            frozen.files, self._files = self._files, {}
+            frozen.dirs, self._dirs = self._dirs, set()
+            frozen.covers_all = covers_all
+            frozen.tree = True
+            self._frozen = frozen
+
+    def adopt(self, keys: Iterable[FileKey]) -> None:
+        """Fix the instant of single files, outside or inside of a generation. Trio thread."""
+        with self._lock:
+            if self._frozen is None:
+                self._frozen = _Frozen(self._spill_directory)
+            for key in keys:
+                if key not in self._frozen.files:
+                    self._frozen.files[key] = self._take(key)
+
+    def _take(self, key: FileKey) -> DirtyFile:
+        return self._files.pop(key) if key in self._files else DirtyFile(chunks=None)
+
+    def capture(self, key: FileKey, fd: int) -> FileCapture:
+        """Begin to capture a frozen file that is open at `fd`. Raises KeyError if it is not frozen, OSError."""
+        with self._lock:
+            frozen = self._frozen
+            if frozen is None:
+                raise KeyError(key)
+            capture = frozen.captures.get(key)
+            if capture is None:
+                capture = FileCapture(frozen.files[key], os.fstat(fd), frozen.spill)
+                frozen.captures[key] = capture
+            return capture
+
+    def captured(self, key: FileKey, *, stored: bool) -> None:
+        """End the capture of a file; if it was not `stored`, it is dirty again."""
+        with self._lock:
+            frozen = self._frozen
+            if frozen is None:
+                return
+            frozen.captures.pop(key, None)
+            dirty = frozen.files.pop(key, None)
+            if dirty is not None and not stored:
+                self._merge_back(key, dirty)
+
+    def frozen_file(self, key: FileKey) -> bool:
+        """Whether the file is to be captured as it was at its instant."""
+        return self._frozen is not None and key in self._frozen.files
+
+    def frozen_files(self) -> list[FileKey]:
+        """All files still to be captured."""
+        with self._lock:
+            return list(self._frozen.files) if self._frozen is not None else []
+
+    def frozen_dir(self, key: FileKey) -> bool:
+        """Whether the directory, or something below it, had changed at T."""
+        return self._frozen is not None and key in self._frozen.dirs
+
+    def freeze_also(self, dirs: Iterable[FileKey]) -> None:
+        """Count directories as changed at T: another name of a changed file stands in them."""
+        with self._lock:
+            if self._frozen is not None:
+                self._frozen.dirs.update(dirs)
+
+    def changed_since(self, key: FileKey) -> bool:
+        """Whether the file's content has changed since it was captured, or since T."""
+        return key in self._files
+
+    def listing(self, key: FileKey, fd: int) -> list[ListedEntry]:
+        """The directory's names at T. Raises OSError if it can't be listed."""
+        with self._lock:
+            frozen = self._frozen
+            if frozen is None or not frozen.covers(key):
+                return list_directory(fd)
+            listed = frozen.listings.get(key)
+            if listed is None:
+                listed = frozen.listings[key] = list_directory(fd)
+            return listed
+
+    def kept(self, key: FileKey) -> int | None:
+        """A descriptor of what lost its name after T: read-only, ours, open until `thaw`."""
+        return self._frozen.kept.get(key) if self._frozen is not None else None
+
+    def finish_dir(self, key: FileKey) -> None:
+        """The directory and all in it have been captured; its changes need not be saved any more."""
+        with self._lock:
+            if self._frozen is not None:
+                self._frozen.done_dirs.add(key)
+                self._frozen.listings.pop(key, None)
+
+    def thaw(self, *, stored: bool) -> None:
+        """End the generation. If it was not `stored`, all of it is dirty again."""
+        with self._lock:
+            self._thaw(stored=stored)
+
+    def _thaw(self, *, stored: bool) -> None:
+        frozen, self._frozen = self._frozen, None
+        if frozen is None:
+            return
+        if not stored:
+            # Had it been stored, files that were not visited would have no name in the tree at T.
+            for key, dirty in frozen.files.items():
+                self._merge_back(key, dirty)
+            self._dirs |= frozen.dirs
+        for fd in frozen.kept.values():
+            os.close(fd)
+        frozen.spill.close()
+
+    def _merge_back(self, key: FileKey, dirty: DirtyFile) -> None:
+        later = self._files.get(key)
+        if later is not None and not later.fresh:
+            dirty.merge(later)
+        elif later is not None:
+            dirty = later
+        self._files[key] = dirty
+
+    def take_carries(self) -> dict[FileKey, tuple[Stat, Stat]]:
+        """Stats that changed without their content: (before, after) by file, each once."""
+        with self._lock:
+            carries, self._carries = self._carries, {}
+            return carries
+
+    def take_gone(self) -> list[FileKey]:
+        """Files that are no more, each once."""
+        with self._lock:
+            gone, self._gone = self._gone, []
+            return gone
+
+    def dirty(self) -> bool:
+        """Whether anything has changed since the last `freeze`."""
+        return bool(self._files or self._dirs)
+
+    def dirty_counts(self) -> tuple[int, int]:
+        """(files, bytes at most) that are dirty or frozen: bytes in changed chunks, where those are known."""
+        with self._lock:
+            every = dict(self._files)
+            if self._frozen is not None:
+                every.update(self._frozen.files)
+            return len(every), sum(len(d.chunks or ()) for d in every.values()) * CHUNK
