@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import NewType
+from typing import TYPE_CHECKING, NamedTuple, NewType
+
+if TYPE_CHECKING:
+    import os
+
+    from fused.cid import CID
 
 Ino = NewType("Ino", int)
 """An inode number as the kernel knows it on our mount. The root is 1."""
@@ -14,6 +18,13 @@ Fh = NewType("Fh", int)
 
 FileKey = tuple[int, int]
 """(st_dev, st_ino) of a file in the local layer: its identity while it exists."""
+
+
+class Block(NamedTuple):
+    """A block's name and bytes. Whoever makes one guarantees that they belong together."""
+
+    cid: CID
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

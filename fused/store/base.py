@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from fused.types import Block as Block  # noqa: TC001  re-exported: a store's callers find it here
 
 if TYPE_CHECKING:
     from fused.cid import CID
-
-
-class Block(NamedTuple):
-    """A block's name and bytes. Whoever makes one guarantees that they belong together."""
-
-    cid: CID
-    data: bytes
 
 
 LinksOf = Callable[["CID", bytes], Iterable["CID"]]
