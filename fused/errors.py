@@ -26,6 +26,10 @@ class MountError(IpfsfsError):
     """The mount can't be made, or can't be undone."""
 
 
+class Busy(MountError):
+    """Somebody uses what should be undone or taken: open files below a mount, another ipfsfs process."""
+
+
 class NotMounted(IpfsfsError):
     """The path is not inside a running ipfsfs mount."""
 
@@ -81,6 +85,10 @@ class DagError(IpfsfsError):
 
 class PathNotInDag(IpfsfsError):
     """The DAG has no entry of this name."""
+
+
+class IndexUnavailable(IpfsfsError):
+    """The index can't be read or written just now (disk full, no permission)."""
 
 
 class IndexDamaged(IpfsfsError):
