@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from fused.cid import CID
-from fused.errors import IndexDamaged
+from fused.errors import IndexDamaged, IndexUnavailable
 from fused.index.schema import connect, row_sum, set_aside
 from fused.types import Stat
 
@@ -99,7 +99,7 @@ def _guarded(  # a decorator, so that the lock and the translation of errors sta
             except sqlite3.OperationalError as exc:
                 if "malformed" in str(exc) or "no such" in str(exc):
                     raise IndexDamaged(f"the index {self.path} is damaged: {exc}") from exc
-                raise OSError(None, f"the index {self.path} can't be written: {exc}") from exc
+                raise IndexUnavailable(f"the index {self.path} can't be read or written: {exc}") from exc
             except sqlite3.DatabaseError as exc:
                 raise IndexDamaged(f"the index {self.path} is damaged: {exc}") from exc
 

@@ -71,13 +71,15 @@ class DirtyFile:
     """Which part of a file's content has changed since it was last captured.
 
     `chunks` are chunk numbers, or None if anything may have changed. Content from `cut` on (bytes)
-    was truncated away at some time. `fresh`: the file was created since, so what the index knows
-    under its inode number is of an earlier file.
+    was truncated away at some time. `base` is the file's stat just before the first of these changes:
+    what is known of the content holds for the other chunks only if it was known for that very stat.
+    `fresh`: the file was created since, so what the index knows under its inode number is of an earlier one.
     """
 
     chunks: set[int] | None = field(default_factory=set)
     cut: int | None = None
     fresh: bool = False
+    base: Stat | None = None
 
     def merge(self, later: DirtyFile) -> None:
         """Add what `later` says."""
@@ -262,7 +264,7 @@ class ChangeLog:
         with self._lock:
             if self._frozen is not None:
                 self._save(key, fd, offset, offset + length)
-            dirty = self._mark(key, dirs)
+            dirty = self._mark(key, fd, dirs)
             if dirty.chunks is not None and length:
                 first, last = offset // CHUNK, (offset + length - 1) // CHUNK
                 if first == last:
@@ -275,7 +277,7 @@ class ChangeLog:
         with self._lock:
             if self._frozen is not None:
                 self._save(key, fd, size, 1 << 63)
-            dirty = self._mark(key, dirs)
+            dirty = self._mark(key, fd, dirs)
             dirty.cut = size if dirty.cut is None else min(dirty.cut, size)
 
     def before_add(self, dir_key: FileKey, dir_fd: int, dirs: Dirs) -> None:
@@ -299,7 +301,7 @@ class ChangeLog:
             if self._frozen is not None:
                 self._frozen.files.pop(key, None)
                 self._frozen.captures.pop(key, None)
-            self._files[key] = DirtyFile(chunks=None, fresh=True)
+            self._files[key] = DirtyFile(fresh=True)
             self._touch()
 
     def gone(self, key: FileKey) -> None:
@@ -320,10 +322,10 @@ class ChangeLog:
                 earlier = self._carries.get(key)
                 self._carries[key] = (earlier[0] if earlier is not None and earlier[1] == was else was, now)
 
-    def _mark(self, key: FileKey, dirs: Dirs) -> DirtyFile:
+    def _mark(self, key: FileKey, fd: int, dirs: Dirs) -> DirtyFile:
         dirty = self._files.get(key)
         if dirty is None:
-            dirty = self._files[key] = DirtyFile()
+            dirty = self._files[key] = DirtyFile(base=Stat.of(os.fstat(fd)))
             self._mark_dirs(dirs)
         else:
             self.serial += 1
@@ -400,11 +402,11 @@ class ChangeLog:
         return self._files.pop(key) if key in self._files else DirtyFile(chunks=None)
 
     def capture(self, key: FileKey, fd: int) -> FileCapture:
-        """Begin to capture a frozen file that is open at `fd`. Raises KeyError if it is not frozen, OSError."""
+        """Begin to capture a frozen file that is open at `fd`. Raises ChangedTooFast if it is not frozen, OSError."""
         with self._lock:
             frozen = self._frozen
-            if frozen is None:
-                raise KeyError(key)
+            if frozen is None or key not in frozen.files:
+                raise ChangedTooFast
             capture = frozen.captures.get(key)
             if capture is None:
                 capture = FileCapture(frozen.files[key], os.fstat(fd), frozen.spill)
@@ -440,6 +442,19 @@ class ChangeLog:
         with self._lock:
             if self._frozen is not None:
                 self._frozen.dirs.update(dirs)
+
+    def carried(self, key: FileKey, was: Stat, now: Stat) -> bool:
+        """Whether the file's stat went from `was` to `now` with the same content, as far as not yet taken."""
+        return self._carries.get(key) == (was, now)
+
+    def fresh(self, key: FileKey) -> bool:
+        """Whether the file was created after T."""
+        dirty = self._files.get(key)
+        return dirty is not None and dirty.fresh
+
+    def dir_changed_since(self, key: FileKey) -> bool:
+        """Whether the directory, or something below it, has changed since T."""
+        return key in self._dirs
 
     def changed_since(self, key: FileKey) -> bool:
         """Whether the file's content has changed since it was captured, or since T."""

@@ -1,0 +1,119 @@
+"""Files of the local layer into the store, each as it was at one instant: used by the scan and by snapshots."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat as stat_
+from typing import TYPE_CHECKING
+
+import trio
+
+from fused.sync.changes import ChangedTooFast
+from fused.sync.ingest import ingest, open_for_reading
+from fused.sync.visit import join, why_unreadable
+from fused.types import key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from fused.dag.seal import Seal
+    from fused.index.index import FileMemo, Index
+    from fused.sync.changes import ChangeLog
+    from fused.sync.excludes import Excludes
+    from fused.sync.outbox import Outbox
+    from fused.sync.visit import Child, Notes
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""How often a file is captured anew that changed faster than its old content could be saved."""
+
+TOO_FAST = "changes faster than it can be stored; it will be tried again"
+
+
+class Capturer:
+    """What the scan and a snapshot work with. Lives as long as one of them; `files` and `bytes` count captures."""
+
+    def __init__(
+        self,
+        root_fd: int,
+        changes: ChangeLog,
+        index: Index,
+        outbox: Outbox,
+        excludes: Excludes,
+        notes: Notes,
+        seal: Seal,
+    ) -> None:
+        self.root_fd = root_fd
+        self.changes = changes
+        self.index = index
+        self.outbox = outbox
+        self.excludes = excludes
+        self.notes = notes
+        self.seal = seal
+        self.files = 0
+        self.bytes = 0
+
+    def capture_all(
+        self,
+        children: Iterable[Child],
+        memos: Mapping[int, FileMemo],
+        dir_fd: int,
+        path: bytes,
+        skipped: list[tuple[bytes, str]],
+    ) -> Iterator[tuple[Child, FileMemo]]:
+        """Store regular files of one directory. What can't be read goes to `skipped`; what is gone is left out.
+
+        Each comes back with its memo once its blocks are on their way. Worker thread. Raises what the outbox raises.
+        """
+        wanted = list(children)
+        keys = [c.key for c in wanted if not self.changes.frozen_file(c.key)]
+        if keys:
+            trio.from_thread.run_sync(self.changes.adopt, keys)
+        for child in wanted:
+            again = False
+            memo = None
+            try:
+                memo = self._capture(child, memos.get(child.st.st_ino), dir_fd)
+            except FileNotFoundError:
+                log.debug("a file vanished before it could be captured")
+            except OSError as exc:
+                skipped.append((join(path, child.name), why_unreadable(exc)))
+            except ChangedTooFast:
+                skipped.append((join(path, child.name), TOO_FAST))
+                again = True
+            if memo is None:
+                # Only what changed too fast stays dirty. What can't be read is tried again when its directory
+                # is looked at again; if it counted as dirty, snapshots would be taken without end.
+                self.changes.captured(child.key, stored=not again)
+                continue
+            self.outbox.remember_file(child.key, memo)
+            self.files += 1
+            self.bytes += memo.stat.size
+            yield child, memo
+
+    def _capture(self, child: Child, memo: FileMemo | None, dir_fd: int) -> FileMemo | None:
+        """None if the name is gone, or stands for something else by now."""
+        if child.fd is not None:
+            # Its name is gone and this read-only descriptor was opened before it went (ChangeLog.kept).
+            return self._ingest(child, memo, child.fd)
+        fd = open_for_reading(child.name, dir_fd)
+        try:
+            st = os.fstat(fd)
+            if key_of(st) != child.key or not stat_.S_ISREG(st.st_mode):
+                kept = self.changes.kept(child.key)
+                return None if kept is None else self._ingest(child, memo, kept)
+            return self._ingest(child, memo, fd)
+        finally:
+            os.close(fd)
+
+    def _ingest(self, child: Child, memo: FileMemo | None, fd: int) -> FileMemo:
+        for _ in range(TRIES - 1):
+            try:
+                return ingest(fd, self.changes.capture(child.key, fd), memo, self.seal, self.outbox.put)
+            except ChangedTooFast:
+                log.debug("a file changed faster than it could be captured; again")
+                self.changes.captured(child.key, stored=False)
+                trio.from_thread.run_sync(self.changes.adopt, [child.key])
+        return ingest(fd, self.changes.capture(child.key, fd), memo, self.seal, self.outbox.put)

@@ -1,0 +1,243 @@
+"""One scan or one snapshot from beginning to end: what is frozen, in what order things become true.
+
+The order of a snapshot: freeze (the instant T), stats that changed without content go into the index,
+blocks into the store, memos into the index, the snapshot's own block, its pin, its row in the index, thaw.
+Whatever fails or is killed in between leaves the snapshot before as the newest, and the files dirty.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import trio
+
+from fused import __version__
+from fused.dag.meta import Snapshot, decode_snapshot, encode_snapshot
+from fused.errors import StoreError
+from fused.index.index import SnapshotRow
+from fused.store.base import BlockStore, Pin, PinStore
+from fused.sync.capture import Capturer
+from fused.sync.excludes import Excludes, read_ignore_file
+from fused.sync.ingest import racy
+from fused.sync.outbox import Outbox
+from fused.sync.scan import Scan
+from fused.sync.snapshot import TreeEncoder, TreeRoot
+from fused.sync.summary import Changed, count_changes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from fused.cid import CID
+    from fused.dag.seal import Seal
+    from fused.index.index import Index
+    from fused.sync.changes import ChangeLog
+    from fused.sync.visit import Notes
+    from fused.types import FileKey, Stat
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+_PIN_NAME = re.compile(r"(\d+) files, (\d+) bytes")
+
+
+class Store(BlockStore, PinStore, Protocol):
+    """What is needed of a store."""
+
+
+class Taker:
+    """The steps. `Engine` sees to it that there is one at a time and that a failure is followed by `thaw`."""
+
+    def __init__(
+        self,
+        *,
+        root_fd: int,
+        changes: ChangeLog,
+        store: Store,
+        index: Index,
+        owner: str,
+        exclude: Sequence[str],
+        notes: Notes,
+        seal: Seal,
+    ) -> None:
+        self._root_fd = root_fd
+        self._changes = changes
+        self._store = store
+        self._index = index
+        self._owner = owner
+        self._exclude = tuple(exclude)
+        self._notes = notes
+        self._seal = seal
+        self._racy: set[FileKey] = set()
+        self._limiter = trio.CapacityLimiter(1)
+        self.capturer: Capturer | None = None
+        self.scanning: Scan | None = None
+
+    async def _thread(self, work: Callable[..., R], *args: object) -> R:
+        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+
+    async def scan(self) -> None:
+        """Find and store what is not stored. Raises StoreError, IndexUnavailable, IndexDamaged, OSError."""
+        await self._check_store()
+        await self._with_outbox(self._scan_thread)
+
+    async def excludes_changed(self) -> bool:
+        """Whether the patterns differ from those of the last snapshot."""
+        excludes = await self._thread(self._load_excludes)
+        return await self._thread(self._index.about, "excludes") != excludes.digest
+
+    async def take(self, last: SnapshotRow | None, at_freeze: Callable[[], None]) -> SnapshotRow:
+        """The snapshot of now; `last` itself if nothing in it would be different. Raises as `scan` does.
+
+        `at_freeze` is called at the instant T.
+        """
+        root_known = await self._thread(self._prepare)
+        # The instant T: no checkpoint among these.
+        at_freeze()
+        self._changes.freeze(covers_all=not root_known)
+        carries, gone = self._changes.take_carries(), self._changes.take_gone()
+        time_ns = time.time_ns()
+        await self._thread(self._carry, carries, gone)
+        root = await self._with_outbox(self._encode_thread)
+        if last is None or (last.tree, last.meta) != (root.tree, root.meta):
+            last = await self._finish(last, root, time_ns)
+        self._changes.thaw(stored=True)
+        return last
+
+    async def settle(self) -> None:
+        """Memos made too soon after a change are good after all: time has passed, and we saw no write since."""
+        await self._thread(self._carry, self._changes.take_carries(), self._changes.take_gone())
+        if self._racy:
+            await self._thread(self._settle)
+
+    async def recover(self) -> None:
+        """List the snapshots that the store's pins know, if the index knows none."""
+        if await self._thread(self._index.snapshots, 1):
+            return
+        for pin in await self._store.pins(self._owner):
+            try:
+                snapshot = decode_snapshot(pin.cid, await self._store.get(pin.cid))
+            except StoreError as exc:
+                log.warning("a pinned snapshot can't be listed: %s", exc)
+                continue
+            said = _PIN_NAME.fullmatch(pin.name)
+            files, size = (int(said[1]), int(said[2])) if said else (0, 0)
+            row = SnapshotRow(pin.cid, snapshot.tree, snapshot.meta, snapshot.time_ns, files, size)
+            await self._thread(self._index.add_snapshot, row)
+
+    # --- on trio ------------------------------------------------------------------------------------------
+
+    async def _with_outbox(self, work: Callable[[Capturer], R]) -> R:
+        excludes = await self._thread(self._load_excludes)
+        outbox = Outbox(self._store, self._index, self._changes)
+        self.capturer = Capturer(self._root_fd, self._changes, self._index, outbox, excludes, self._notes, self._seal)
+        try:
+            result: R | None = None
+            error: Exception | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(outbox.run)
+                try:
+                    result = await self._thread(work, self.capturer)
+                except Exception as exc:  # kept out of the nursery, which would wrap it into a group
+                    error = exc
+                nursery.cancel_scope.cancel()
+            if error is not None:
+                raise error
+            return cast("R", result)
+        finally:
+            self._racy.update(outbox.racy)
+            self.capturer = None
+            self.scanning = None
+
+    async def _check_store(self) -> None:
+        """Distrust the index if the store does not have what it should: it was deleted, or replaced."""
+        newest = await self._thread(self._index.snapshots, 1)
+        if newest:
+            wanted = [newest[0].cid, newest[0].tree, newest[0].meta]
+            if len(await self._store.has(wanted)) < len(set(wanted)):
+                log.warning("the store does not have the last snapshot any more; all files are stored again")
+                await self._thread(self._index.drop_contents)
+
+    async def _finish(self, last: SnapshotRow | None, root: TreeRoot, time_ns: int) -> SnapshotRow:
+        snapshot = Snapshot(root.tree, root.meta, time_ns, socket.gethostname(), __version__)
+        block = encode_snapshot(snapshot, self._seal)
+        await self._store.put([block])
+        await self._store.pin(Pin(self._owner, block.cid, f"{root.files} files, {root.bytes} bytes"))
+        changed = Changed(root.files, 0, 0)
+        if last is not None:
+            changed = await self._thread(self._count_thread, last.tree, root.tree)
+        row = SnapshotRow(block.cid, root.tree, root.meta, time_ns, root.files, root.bytes, *changed)
+        await self._thread(self._index.add_snapshot, row)
+        return row
+
+    # --- in the worker thread -------------------------------------------------------------------------------
+
+    def _scan_thread(self, capturer: Capturer) -> None:
+        self.scanning = Scan(capturer)
+        self.scanning.run(trio.from_thread.check_cancelled)
+
+    def _encode_thread(self, capturer: Capturer) -> TreeRoot:
+        return TreeEncoder(capturer).run(trio.from_thread.check_cancelled)
+
+    def _count_thread(self, old: CID, new: CID) -> Changed:
+        # Decoding large directories takes milliseconds: here, not on the thread that serves requests.
+        async def get(cid: CID) -> bytes:
+            return trio.from_thread.run(self._store.get, cid)
+
+        try:
+            return _run_without_waiting(count_changes(get, old, new))
+        except StoreError as exc:
+            log.warning("changes since the last snapshot not counted: %s", exc)
+            return Changed(0, 0, 0)
+
+    def _load_excludes(self) -> Excludes:
+        return Excludes([*self._exclude, *read_ignore_file(self._root_fd)])
+
+    def _prepare(self) -> bool:
+        """Whether the index knows the root directory, so that what is not dirty need not be looked at."""
+        excludes = self._load_excludes()
+        if self._index.about("excludes") != excludes.digest:
+            self._index.drop_all_dirs()
+            self._index.set_about("excludes", excludes.digest)
+        ino = os.fstat(self._root_fd).st_ino
+        return ino in self._index.dirs([ino])
+
+    def _carry(self, carries: dict[FileKey, tuple[Stat, Stat]], gone: list[FileKey]) -> None:
+        if gone:
+            self._index.drop_files(key[1] for key in gone)
+        if not carries:
+            return
+        memos = self._index.files(key[1] for key in carries)
+        carried = []
+        for key, (was, now) in carries.items():
+            memo = memos.get(key[1])
+            if memo is not None and memo.stat == was:
+                carried.append(replace(memo, stat=now, racy=racy(now.ctime_ns)))
+                if carried[-1].racy:
+                    self._racy.add(key)
+        self._index.put_files(carried)
+
+    def _settle(self) -> None:
+        keys = {key for key in self._racy if not self._changes.changed_since(key)}
+        memos = self._index.files(key[1] for key in keys)
+        settled = {m.ino for m in memos.values() if m.racy and not racy(m.stat.ctime_ns)}
+        self._index.put_files([replace(memos[ino], racy=False) for ino in settled])
+        # Those that changed meanwhile get a new memo anyhow.
+        self._racy = {key for key in keys if key[1] in memos and key[1] not in settled and memos[key[1]].racy}
+
+
+def _run_without_waiting(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine that never waits, since all it awaits is done by threads."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: R = done.value
+        return result
+    coroutine.close()
+    raise AssertionError("it waited")
