@@ -20,11 +20,13 @@ LAYERS = [
     {"view", "sync"},
     {"fs"},
     {"daemon"},
+    {"serve"},
+    {"supervise"},
     {"cli"},
 ]
 # What the command line and the daemon share to find and talk to each other. Any of these may be imported by
 # `daemon` and `cli`, and by nothing below them.
-SHARED = {"config", "control", "gates", "paths", "progress", "supervise"}
+SHARED = {"config", "control", "gates", "paths", "state"}
 PYFUSE3 = {"fs/operations.py", "fs/replies.py", "fs/session.py"}
 HEAVY = {"trio", "pyfuse3", "pathspec"}
 

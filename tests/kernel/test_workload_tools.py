@@ -40,8 +40,8 @@ def make_tree(root: Path, seed: int = 3) -> None:
     Path(os.fsdecode(os.fsencode(root) + b"/not utf-8 \xff\xfe")).write_text("x")
     (root / "empty").mkdir(mode=0o711)
     os.setxattr(root / "big", "user.origin", b"test\x00value")
-    for directory, _, names in os.walk(root, topdown=False):
-        for name in names:
+    for directory, directories, files in os.walk(root, topdown=False):
+        for name in directories + files:
             if not name.startswith("f"):  # rsync lets a time be that differs by less than a second
                 os.utime(os.path.join(directory, name), ns=(0, 1_500_000_000_987_654_321), follow_symlinks=False)
         os.utime(directory, ns=(0, 1_500_000_000_987_654_321))

@@ -26,7 +26,8 @@ TOKEN = "IPFSFS_TEST_TOKEN"
 GATES = ("CI", "IPFS_KIT_DISABLE", "STORAGE_FORCE_LOCAL")
 REPO = Path(__file__).resolve().parents[2]
 
-_BAD_LINE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback |^\w*(Error|Exception|Group)\b.*:")
+# With and without a time stamp; and what an interpreter says that dies.
+_BAD_LINE = re.compile(r"^(\S+ \S+ )?(WARNING|ERROR|CRITICAL) |^Traceback |^[\w.]*(Error|Exception|Group)\b.*:|^Fatal ")
 
 
 def mounts_under(directory: Path) -> list[tuple[str, str]]:
