@@ -75,7 +75,11 @@ class PinStore(Protocol):
     """Which roots are kept."""
 
     async def pin(self, pin: Pin) -> None:
-        """Keep everything reachable from `pin.cid`. Durable on return. Raises BlockNotFound if the root is not stored."""
+        """Keep everything reachable from `pin.cid`. Durable on return. Pinning again changes the name only.
+
+        Raises BlockNotFound if the root is not stored. Whether the rest is there is the caller's to know: what it
+        put within the last minutes is; what it found stored long ago has to be put or refreshed before.
+        """
         ...
 
     async def unpin(self, owner: str, cid: CID) -> None:

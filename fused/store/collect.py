@@ -54,7 +54,7 @@ class Collection:
         self._marks = bytearray()  # bit n: block n is reachable
         self._last_pin = 0  # pins up to this id have been walked
 
-    def run(self, links_of: LinksOf, stamped_before: int) -> int:
+    def run(self, links_of: LinksOf, stamped_until: int) -> int:
         """Mark, remove, tidy up; returns how many blocks were removed.
 
         Raises BlockNotFound or BlockCorrupt if a pinned DAG can't be walked: having removed nothing, unless the pin
@@ -62,7 +62,7 @@ class Collection:
         """
         while new := self._new_pins():
             self._walk(new, links_of)
-        removed = self._remove(links_of, stamped_before)
+        removed = self._remove(links_of, stamped_until)
         self._remove_orphans()
         self._shrink()
         return removed
@@ -115,22 +115,22 @@ class Collection:
             self._marks.extend(bytes(missing + 4096))
         self._marks[number >> 3] |= 1 << (number & 7)
 
-    def _remove(self, links_of: LinksOf, stamped_before: int) -> int:
+    def _remove(self, links_of: LinksOf, stamped_until: int) -> int:
         removed = 0
         last = 0
         unreachable: list[int] = []
         while True:
             with self._db.reading() as c:
                 ids = c.execute("SELECT id, stamp FROM blocks WHERE id > ? ORDER BY id LIMIT 10000", (last,)).fetchall()
-            unreachable += [number for number, stamp in ids if stamp < stamped_before and not self._is_marked(number)]
+            unreachable += [number for number, stamp in ids if stamp <= stamped_until and not self._is_marked(number)]
             while len(unreachable) >= _REMOVE_ROWS or (unreachable and not ids):
                 some, unreachable = unreachable[:_REMOVE_ROWS], unreachable[_REMOVE_ROWS:]
-                removed += self._remove_some(some, links_of, stamped_before)
+                removed += self._remove_some(some, links_of, stamped_until)
             if not ids:
                 return removed
             last = ids[-1][0]
 
-    def _remove_some(self, ids: Sequence[int], links_of: LinksOf, stamped_before: int) -> int:
+    def _remove_some(self, ids: Sequence[int], links_of: LinksOf, stamped_until: int) -> int:
         while True:
             self._check()
             started = time.monotonic()
@@ -138,7 +138,7 @@ class Collection:
                 late = c.execute("SELECT 1 FROM pins WHERE id > ? LIMIT 1", (self._last_pin,)).fetchone()
                 if not late:
                     unmarked = [number for number in ids if not self._is_marked(number)]
-                    count, files = remove_rows(c, unmarked, stamped_before)
+                    count, files = remove_rows(c, unmarked, stamped_until)
             if not late:
                 self._blobs.remove(files)
                 _let_others_write(started)

@@ -121,8 +121,8 @@ class EmbeddedStore:
         """
 
         def collect(parts: _Parts) -> int:
-            stamped_before = parts.clock.now_ms() - self._grace_ms
-            return Collection(parts.db, parts.blobs, parts.rows, _check_cancelled).run(links_of, stamped_before)
+            stamped_until = parts.clock.now_ms() - self._grace_ms
+            return Collection(parts.db, parts.blobs, parts.rows, _check_cancelled).run(links_of, stamped_until)
 
         return await self._in_thread(self._collectors, collect)
 

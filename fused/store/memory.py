@@ -101,8 +101,8 @@ class MemoryStore:
                 reachable.add(cid)
                 data = inline_block(cid)
                 todo += links_of(cid, self._get(cid) if data is None else data)
-        too_young = trio.current_time() - self._grace_s
-        garbage = [cid for cid in self.blocks if cid not in reachable and self._put_at[cid] < too_young]
+        old = trio.current_time() - self._grace_s
+        garbage = [cid for cid in self.blocks if cid not in reachable and self._put_at[cid] <= old]
         for cid in garbage:
             del self.blocks[cid], self._put_at[cid]
         return len(garbage)

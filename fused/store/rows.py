@@ -308,8 +308,8 @@ def select(c: Connection, cids: Sequence[CID]) -> list[Row]:
     return rows
 
 
-def remove_rows(c: Connection, ids: Sequence[int], stamped_before: int) -> tuple[int, list[str]]:
-    """Remove those blocks `ids` that were last put before `stamped_before`; for gc, in its write transaction.
+def remove_rows(c: Connection, ids: Sequence[int], stamped_until: int) -> tuple[int, list[str]]:
+    """Remove those blocks `ids` that were last put at `stamped_until` or before; for gc, in its write transaction.
 
     Returns how many, and their files, to be removed after the commit.
     """
@@ -318,8 +318,8 @@ def remove_rows(c: Connection, ids: Sequence[int], stamped_before: int) -> tuple
     rows = [
         _row(*columns)
         for columns in c.execute(
-            f"SELECT id, cid, size, stamp, file, damaged FROM blocks WHERE id IN ({marks}) AND stamp < ?",
-            (*ids, stamped_before),
+            f"SELECT id, cid, size, stamp, file, damaged FROM blocks WHERE id IN ({marks}) AND stamp <= ?",
+            (*ids, stamped_until),
         )
     ]
     _remove_rows(c, rows, totals)
