@@ -1,0 +1,150 @@
+"""Attributes: stat and its changes, links' targets, extended attributes, permission questions, free space."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fused.fs.tree import Entry
+from fused.local import layer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fused.fs.changes_protocol import ChangeSink, Dirs
+    from fused.fs.inodes import Inode, Inodes
+    from fused.fs.reach import Reach
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttrs:
+    """What a setattr changes; None leaves it as it is.
+
+    `late` marks a change of times that the kernel may be making by itself: with the write-back cache it sends a
+    file's modification time after the writes, when nobody asked for anything.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    late: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is to be changed."""
+        return not (
+            self.mode is None
+            and self.uid is None
+            and self.gid is None
+            and self.atime_ns is None
+            and self.mtime_ns is None
+        )
+
+
+_NOW_NS = 5_000_000_000
+"""Times this close to now may have been asked for as "now": pyfuse3 hands on the clock's reading, not the request."""
+
+
+class Attributes:
+    """All operations on an inode that leave its content and its names alone."""
+
+    def __init__(self, root_fd: int, inodes: Inodes, reach: Reach, changes: ChangeSink) -> None:
+        self._root_fd = root_fd
+        self._inodes = inodes
+        self._reach = reach
+        self._changes = changes
+
+    def getattr(self, ino: int) -> Entry:
+        """The file's stat."""
+        return Entry(ino, self._reach.stat(self._inodes.get(ino)))
+
+    def setattr(self, ino: int, new: NewAttrs) -> Entry:
+        """Change owner, mode and times, in this order: a change of owner takes the set-ID bits away."""
+        inode = self._inodes.get(ino)
+        if new.any:
+            with self._changed(inode) as (target, before):
+                if new.uid is not None or new.gid is not None:
+                    os.chown(target, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
+                if new.mode is not None:
+                    os.chmod(target, stat.S_IMODE(new.mode))
+                if new.atime_ns is not None or new.mtime_ns is not None:
+                    self._set_times(target, before, new)
+        return Entry(ino, self._reach.stat(inode))
+
+    def _set_times(self, target: layer.Target, before: os.stat_result, new: NewAttrs) -> None:
+        # A time that is not to change is set to what it is: the same as UTIME_OMIT, since nobody else changes it.
+        atime_ns = before.st_atime_ns if new.atime_ns is None else new.atime_ns
+        mtime_ns = before.st_mtime_ns if new.mtime_ns is None else new.mtime_ns
+        try:
+            layer.set_times(target, atime_ns, mtime_ns)
+        except PermissionError:
+            # We may write to the file but don't own it. Setting times to now is allowed then (utimensat(2)), and the
+            # kernel's own late update must not fail: close() would report it. Our writes have set the time already.
+            if new.atime_ns is None and new.late:
+                return
+            now = time.time_ns()
+            if abs(now - atime_ns) > _NOW_NS or abs(now - mtime_ns) > _NOW_NS:
+                raise
+            os.utime(target)
+
+    @contextmanager
+    def _changed(self, inode: Inode) -> Iterator[tuple[layer.Target, os.stat_result]]:
+        """Around a change of metadata: tells the change sink, also if only a part of it succeeded."""
+        with self._reach.target(inode) as target:
+            before = os.stat(target)
+            try:
+                yield target, before
+            finally:
+                after = os.stat(target)
+                if after.st_ctime_ns != before.st_ctime_ns or after != before:
+                    self._changes.metadata(inode.key, before, after, self._dirs(inode))
+
+    def _dirs(self, inode: Inode) -> Dirs:
+        return partial(self._inodes.directories_above, inode)
+
+    def readlink(self, ino: int) -> bytes:
+        """A symbolic link's target."""
+        inode = self._inodes.get(ino)
+        with self._reach.target(inode) as target:
+            fd = int(str(target).rpartition("/")[2])
+            # An empty name means the O_PATH descriptor itself (readlinkat(2), since Linux 2.6.39).
+            return os.readlink(b"", dir_fd=fd)
+
+    # Extended attributes. The names `security.*` and `trusted.*` are the host's to allow or refuse.
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """One attribute's value."""
+        with self._reach.target(self._inodes.get(ino)) as target:
+            return layer.get_xattr(target, name)
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        """The attributes' names."""
+        with self._reach.target(self._inodes.get(ino)) as target:
+            return layer.list_xattrs(target)
+
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set one attribute."""
+        with self._changed(self._inodes.get(ino)) as (target, _):
+            layer.set_xattr(target, name, value)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Remove one attribute."""
+        with self._changed(self._inodes.get(ino)) as (target, _):
+            layer.remove_xattr(target, name)
+
+    def access(self, ino: int, mask: int) -> bool:
+        """Whether the daemon's user may do this with the file; on a private mount there is no other user."""
+        with self._reach.target(self._inodes.get(ino)) as target:
+            path = layer.proc_path(target) if isinstance(target, int) else target
+            return os.access(path, mask, effective_ids=os.access in os.supports_effective_ids)
+
+    def statfs(self) -> os.statvfs_result:
+        """Space on the file system that holds the covered directory."""
+        return os.fstatvfs(self._root_fd)

@@ -1,0 +1,199 @@
+"""Contents of regular files: open, create, read, write, truncate, fsync, release.
+
+With the write-back cache the kernel decides what is written when, and the flags of an `open` are its business:
+it reads pages of files opened write-only, so the local file is opened read-write; it works out the offset of an
+append, so O_APPEND is not passed on (pwrite would ignore the offset, pwrite(2) BUGS); it sends fsync for O_SYNC.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from fused.fs.mounts import filesystem_type
+from fused.local import layer
+
+if TYPE_CHECKING:
+    from fused.fs.changes_protocol import ChangeSink
+    from fused.fs.handles import FileHandle, Handles
+    from fused.fs.inodes import Inode, Inodes
+    from fused.fs.reach import Reach
+    from fused.fs.tree import Entry, Tree
+    from fused.fs.waiting import Waiting
+    from fused.types import Caller, Fh
+
+_NOT_PASSED_ON = os.O_APPEND | os.O_TRUNC | os.O_CREAT | os.O_EXCL | os.O_DIRECT | os.O_SYNC | os.O_DSYNC
+_PASSED_ON = os.O_ACCMODE | os.O_NOATIME
+"""All flags of open(2) but these two either do nothing on a regular file or are the kernel's to keep."""
+
+_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+"""File systems whose reads never wait, whatever preadv2 says about RWF_NOWAIT."""
+
+MAX_READ = 1 << 20
+"""The largest read request: FUSE_MAX_MAX_PAGES pages (Linux fs/fuse/fuse_i.h)."""
+
+
+class Opened(NamedTuple):
+    """A file that was just opened. With `direct_io` the kernel keeps no pages of it."""
+
+    fh: Fh
+    direct_io: bool
+
+
+class Files:
+    """All operations on the content of regular files."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        handles: Handles,
+        reach: Reach,
+        tree: Tree,
+        changes: ChangeSink,
+        waiting: Waiting,
+        *,
+        write_through: bool,
+    ) -> None:
+        self._inodes = inodes
+        self._handles = handles
+        self._reach = reach
+        self._tree = tree
+        self._changes = changes
+        self._waiting = waiting
+        self._write_through = write_through
+        # Replies are copied out before anything else runs, so all inline reads share one buffer, and none is zeroed.
+        self._buffer = memoryview(bytearray(MAX_READ))
+        self._no_nowait: dict[int, bool] = {}  # by st_dev: whether reads there are quick all the same
+
+    # Opening
+
+    def open(self, ino: int, flags: int) -> Opened:
+        """Open an existing file; with O_TRUNC it is empty afterwards."""
+        return self._open(self._inodes.get(ino), flags)
+
+    def create(self, parent_ino: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Opened, Entry]:
+        """Open a file, making it if it is not there. Adds one to its lookup count."""
+        local_flags = (flags & ~os.O_ACCMODE & _PASSED_ON) | os.O_RDWR
+        try:
+            entry, fd = self._tree.create(parent_ino, name, mode, local_flags, caller)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            found = self._tree.lookup(parent_ino, name)
+            if found is None:
+                raise
+            try:
+                return self._open(self._inodes.get(found.ino), flags), found
+            except BaseException:
+                self._inodes.forget(found.ino, 1)
+                raise
+        return Opened(self._opened(fd, self._inodes.get(entry.ino), flags).fh, direct_io=False), entry
+
+    def _open(self, inode: Inode, flags: int) -> Opened:
+        wants = flags & os.O_ACCMODE
+        writes = wants != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        passed = flags & ~os.O_ACCMODE & _PASSED_ON
+        direct_io = False
+        try:
+            fd = self._reach.open(inode, passed | (os.O_RDWR if writes else os.O_RDONLY))
+        except PermissionError:
+            if wants != os.O_WRONLY:
+                raise
+            # May be written but not read (mode 0200, say): then the write-back cache can't fill up pages of it.
+            fd = self._reach.open(inode, passed | os.O_WRONLY)
+            direct_io = not self._write_through
+        handle = self._opened(fd, inode, flags)
+        if flags & os.O_TRUNC:
+            try:
+                self._truncate(handle.fd, inode, 0)
+            except BaseException:
+                self._handles.release_file(handle.fh)
+                raise
+        return Opened(handle.fh, direct_io)
+
+    def _opened(self, fd: int, inode: Inode, flags: int) -> FileHandle:
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        return self._handles.add_file(fd, inode, writable=writable, dirs=self._tree.dirs_above(inode))
+
+    def release(self, fh: int) -> None:
+        """The last descriptor of this open is closed and nothing of it is mapped any more."""
+        self._handles.release_file(fh)
+
+    # Content
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
+        """Up to `size` bytes, fewer only at the end of the file.
+
+        The result is good until the next `await` of anything. Waits in a thread if the local file system has to.
+        """
+        handle = self._handles.file(fh)
+        if size <= MAX_READ:
+            found = self._read_now(handle, offset, size)
+            if found is not None:
+                return found
+        fd = handle.fd
+        return await self._waiting.offload(lambda: os.pread(fd, size, offset))
+
+    def _read_now(self, handle: FileHandle, offset: int, size: int) -> memoryview | None:
+        """Read what is in memory; None if that is not all of it."""
+        fd = handle.fd
+        quick = self._no_nowait.get(handle.inode.dev)
+        if quick is False:
+            return None
+        buffer = self._buffer[:size]
+        try:
+            count = os.preadv(fd, [buffer], offset, 0 if quick else os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if quick is not None or error.errno != errno.EOPNOTSUPP:
+                raise
+            self._no_nowait[handle.inode.dev] = filesystem_type(handle.inode.dev) in _IN_MEMORY
+            return self._read_now(handle, offset, size)
+        if count == size or offset + count >= os.fstat(fd).st_size:
+            return buffer[:count]
+        return None
+
+    def write(self, fh: int, offset: int, data: bytes) -> int:
+        """Write all of `data`, or raise."""
+        handle = self._handles.file(fh)
+        self._changes.before_write(handle.key, handle.fd, offset, len(data), handle.dirs)
+        return layer.write_all(handle.fd, data, offset)
+
+    def truncate(self, ino: int, size: int, fh: int | None) -> None:
+        """Set the size, through an open file where there is one (ftruncate asks for no permission)."""
+        inode = self._inodes.get(ino)
+        handle = self._writable_handle(inode, fh)
+        if handle is not None:
+            self._truncate(handle.fd, inode, size)
+            return
+        try:
+            fd = self._reach.open(inode, os.O_RDWR)
+        except PermissionError:
+            fd = self._reach.open(inode, os.O_WRONLY)
+        try:
+            self._truncate(fd, inode, size)
+        finally:
+            os.close(fd)
+
+    def _writable_handle(self, inode: Inode, fh: int | None) -> FileHandle | None:
+        if fh is not None:
+            return self._handles.file(fh)
+        return next((handle for handle in self._handles.of(inode) if handle.writable), None)
+
+    def _truncate(self, fd: int, inode: Inode, size: int) -> None:
+        self._changes.before_truncate(inode.key, fd, size, self._tree.dirs_above(inode))
+        os.ftruncate(fd, size)
+
+    async def fsync(self, fh: int, *, data_only: bool) -> None:
+        """Return when the file's content (and, unless `data_only`, its metadata) is on disk."""
+        fd = self._handles.file(fh).fd
+        await self._sync(fd, data_only=data_only)
+
+    async def fsync_directory(self, fh: int, *, data_only: bool) -> None:
+        """Return when the directory's names are on disk."""
+        await self._sync(self._tree.directory_fd(fh), data_only=data_only)
+
+    async def _sync(self, fd: int, *, data_only: bool) -> None:
+        await self._waiting.offload(lambda: (os.fdatasync if data_only else os.fsync)(fd))

@@ -1,0 +1,74 @@
+"""The covered directory as the kernel sees it: the parts of the `fs` layer put together, without FUSE.
+
+Everything here works on trio's thread. `operations.py` translates between pyfuse3 and the parts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from fused.fs.attrs import Attributes
+from fused.fs.files import Files
+from fused.fs.handles import Handles
+from fused.fs.inodes import Inodes
+from fused.fs.owner import NewOwner
+from fused.fs.reach import Reach
+from fused.fs.requests import RequestCounter
+from fused.fs.tree import Tree
+from fused.fs.waiting import Waiting
+
+if TYPE_CHECKING:
+    from fused.fs.changes_protocol import ChangeSink
+    from fused.fs.requests import RequestStats
+
+
+class FileSystem:
+    """One covered directory.
+
+    `root_fd` was opened on it before the mount hid it; borrowed, it must stay open until after `close`.
+    """
+
+    def __init__(
+        self, root_fd: int, changes: ChangeSink, *, private: bool, write_through: bool, read_only: bool
+    ) -> None:
+        self.root_fd = root_fd
+        self.private = private
+        self.write_through = write_through
+        self.read_only = read_only
+        self.inodes = Inodes(os.fstat(root_fd))
+        self.handles = Handles()
+        self.reach = Reach(root_fd, self.inodes, self.handles)
+        self.waiting = Waiting()
+        self.tree = Tree(self.inodes, self.handles, self.reach, changes, NewOwner(private=private))
+        self.files = Files(
+            self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, write_through=write_through
+        )
+        self.attributes = Attributes(root_fd, self.inodes, self.reach, changes)
+        self.requests: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
+
+    def writers(self) -> list[bytes]:
+        """Paths relative to the root of the files that are open for writing; one path each, removed ones left out."""
+        paths = set()
+        for handle in self.handles.files():
+            if handle.writable:
+                paths.update(self.inodes.paths(handle.inode)[:1])
+        return sorted(paths)
+
+    def counters(self) -> dict[str, RequestStats]:
+        """Requests served by kind."""
+        return {kind: counter.stats() for kind, counter in sorted(self.requests.items()) if counter.count}
+
+    def inode_count(self) -> int:
+        """Inodes that the kernel holds, and directories that contain one of them."""
+        return len(self.inodes)
+
+    def handle_count(self) -> int:
+        """Open files and directories."""
+        return len(self.handles)
+
+    def close(self) -> None:
+        """Close all descriptors but `root_fd`. The kernel does not send forgets at unmount."""
+        self.handles.close()
+        self.reach.close()

@@ -1,0 +1,200 @@
+"""The system's mounts, as far as they concern us: find ours, tell dead ones, detach, say who keeps one busy.
+
+Standard library only, so that the command line can look for a mount without loading trio or pyfuse3. Nothing here
+touches a path under a mount unless its docstring says so: a daemon that hangs must not hang whoever asks about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from fused.errors import MountError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FILESYSTEM_TYPE = "fuse.ipfsfs"
+SUBTYPE = "ipfsfs"
+_SOURCE_PREFIX = "ipfsfs:"
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    """One line of mountinfo (proc_pid_mountinfo(5)). `path` may contain surrogate escapes, as `os.fsdecode` makes."""
+
+    mount_id: int
+    device: int
+    path: str
+    filesystem: str
+    source: str
+    options: frozenset[str]
+
+    @property
+    def state_dir(self) -> str | None:
+        """Where the daemon of an ipfsfs mount keeps its state; None for other mounts."""
+        if self.filesystem != FILESYSTEM_TYPE or not self.source.startswith(_SOURCE_PREFIX):
+            return None
+        return unquote(self.source.removeprefix(_SOURCE_PREFIX), errors="surrogateescape")
+
+
+def source_name(state_dir: str) -> str:
+    """The `fsname` of a mount: what `MountPoint.state_dir` is read from. Plain ASCII without commas or blanks."""
+    return _SOURCE_PREFIX + quote(os.fsencode(state_dir))
+
+
+def _unescape(field: str) -> str:
+    r"""mountinfo writes blank, tab, newline and backslash as \ooo."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def _parse(line: str) -> MountPoint:
+    before, _, after = line.rstrip("\n").partition(" - ")
+    fields = before.split(" ")
+    filesystem, source, _ = (after + " ").split(" ", 2)
+    major, _, minor = fields[2].partition(":")
+    return MountPoint(
+        mount_id=int(fields[0]),
+        device=os.makedev(int(major), int(minor)),
+        path=_unescape(fields[4]),
+        filesystem=_unescape(filesystem),
+        source=_unescape(source),
+        options=frozenset(fields[5].split(",")),
+    )
+
+
+def mounts() -> list[MountPoint]:
+    """All mounts that this process sees, in the kernel's order: a later one may lie over an earlier one."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        return [_parse(line) for line in lines]
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def find_mount(path: str) -> MountPoint | None:
+    """The nearest ipfsfs mount that `path` is in or at; the path need not exist.
+
+    Looks at the path as it is written first, without touching it, and only then through symbolic links.
+    """
+    ours = [mount for mount in mounts() if mount.filesystem == FILESYSTEM_TYPE]
+    if not ours:
+        return None
+    written = os.path.abspath(path)
+    return _nearest(ours, written) or _nearest(ours, os.path.realpath(written))
+
+
+def _nearest(candidates: list[MountPoint], path: str) -> MountPoint | None:
+    enclosing = [mount for mount in candidates if _is_inside(path, mount.path)]
+    # Of several mounts over one directory the last one shows; max() would return the first.
+    return max(reversed(enclosing), key=lambda mount: len(mount.path), default=None)
+
+
+def nested_mounts(directory: str) -> list[MountPoint]:
+    """Mounts strictly below an absolute, resolved directory."""
+    return [mount for mount in mounts() if mount.path != directory and _is_inside(mount.path, directory)]
+
+
+def filesystem_type(device: int) -> str | None:
+    """The type of the file system with this `st_dev`, if it is mounted under that number."""
+    return next((mount.filesystem for mount in mounts() if mount.device == device), None)
+
+
+def is_stale(path: str) -> bool:
+    """Whether `path` is at or in a FUSE mount whose daemon is gone. Touches the path; a living daemon is asked."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def detach(path: str) -> None:
+    """Take a mount off its directory at once, also a dead or busy one. Raises MountError.
+
+    Programs that have files open on it keep them; the connection ends with the last of them.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EPERM, errno.EACCES):
+        raise MountError(f"{path} can't be unmounted: {os.strerror(number)}")
+    try:
+        done = subprocess.run(
+            ["fusermount3", "-u", "-z", "--", path], capture_output=True, text=True, check=False, errors="replace"
+        )
+    except FileNotFoundError as error:
+        raise MountError("fusermount3 is not installed: it is needed to unmount without being root") from error
+    if done.returncode != 0:
+        raise MountError(f"{path} can't be unmounted: {fusermount_reason(done.stderr)}")
+
+
+def fusermount_reason(stderr: str) -> str:
+    """The last thing that fusermount3 or umount complained about, without its own name."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return re.sub(r"^(fusermount3|fuse|umount): *", "", lines[-1]) if lines else "no reason was given"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that keeps a mount busy, with the first path found."""
+
+    pid: int
+    command: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.command} (pid {self.pid}, {self.path})"
+
+
+def holders(mountpoint: str) -> list[Holder]:
+    """Who has a working directory, an open file or a mapping below `mountpoint`, as far as we may see.
+
+    Reads only /proc: what a process has open is told by readlink there, without asking the file system.
+    """
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            path = next((path for path in _paths_of(entry) if _is_inside(path, mountpoint)), None)
+            if path is not None:
+                found.append(Holder(int(entry), _command(entry), path))
+    return found
+
+
+def _paths_of(pid: str) -> Iterator[str]:
+    links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root", f"/proc/{pid}/exe"]
+    with contextlib.suppress(OSError):  # gone, or not ours to look into
+        links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    for link in links:
+        try:
+            yield os.readlink(link)
+        except OSError:
+            continue
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as maps:
+            for line in maps:
+                fields = line.rstrip("\n").split(None, 5)
+                if len(fields) == 6:
+                    yield fields[5]
+    except OSError:
+        return
+
+
+def _command(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return comm.read().strip()
+    except OSError:
+        return "a process"

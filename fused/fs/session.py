@@ -1,0 +1,217 @@
+"""One mount: its options, its request loop, its end.
+
+pyfuse3 keeps its session in module globals, so there is one mount in a process, and the functions here are as global
+as that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+
+from fused.errors import MountError
+from fused.fs import mounts
+from fused.fs.operations import Handlers
+from fused.fs.reader import RequestReader
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from fused.fs.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS = 64
+"""Requests being waited for at a time. With the reader token pyfuse3 can't see idle tasks and starts one for each
+request until there are so many; a parked task takes a few KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """`mountpoint` is absolute. `fsname` comes from `mounts.source_name`."""
+
+    mountpoint: str
+    fsname: str
+    read_only: bool
+    allow_other: bool
+    write_through: bool
+
+
+def fuse_options(options: MountOptions, covered: os.statvfs_result) -> set[str]:
+    """The options for libfuse. `covered` describes the file system of the covered directory."""
+    chosen = {f"fsname={options.fsname}", f"subtype={mounts.SUBTYPE}"}
+    if options.read_only or covered.f_flag & os.ST_RDONLY:
+        chosen.add("ro")
+    if covered.f_flag & os.ST_NOEXEC:
+        chosen.add("noexec")
+    if options.allow_other:
+        # The kernel checks modes for everybody. A private mount has one user, whose own rights the daemon has: the
+        # local layer checks, and the kernel needs no attributes to do so (a getattr for each change of a directory).
+        chosen |= {"allow_other", "default_permissions"}
+    if os.geteuid() == 0:
+        # libfuse's defaults are nodev and nosuid, as for anybody's mount; root's files work as without the mount.
+        chosen |= {
+            "nodev" if covered.f_flag & os.ST_NODEV else "dev",
+            "nosuid" if covered.f_flag & os.ST_NOSUID else "suid",
+        }
+    return chosen
+
+
+@contextlib.contextmanager
+def _stderr_of_libfuse(lines: list[str]) -> Iterator[None]:
+    """Collect what libfuse and fusermount3 print on descriptor 2: the only place where they give a reason."""
+    with tempfile.TemporaryFile() as caught:
+        saved = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            lines += caught.read().decode(errors="replace").splitlines()
+
+
+def _fuse_fds() -> set[int]:
+    """This process's descriptors of /dev/fuse. pyfuse3 does not tell which one is its session's."""
+    found = set()
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{entry}") == "/dev/fuse":
+                found.add(int(entry))
+    return found
+
+
+def _mount(handlers: Handlers, options: MountOptions, covered: os.statvfs_result) -> int | None:
+    """Make the mount. Returns the session's descriptor if it can be told. Raises MountError."""
+    before = _fuse_fds()
+    said: list[str] = []
+    try:
+        with _stderr_of_libfuse(said):
+            pyfuse3.init(handlers, options.mountpoint, fuse_options(options, covered))
+    except RuntimeError as error:
+        reason = mounts.fusermount_reason("\n".join(said)) if said else str(error)
+        raise MountError(f"{options.mountpoint} can't be mounted: {reason}") from error
+    for line in said:
+        log.warning("libfuse: %s", line)
+    new = _fuse_fds() - before
+    return new.pop() if len(new) == 1 else None
+
+
+class _Loop:
+    """pyfuse3's request loop with our way of waiting, where its inside is as we know it (3.5.0)."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._stock_wait = getattr(pyfuse3, "_wait_fuse_readable", None)
+        self._stock_loop = getattr(pyfuse3, "_session_loop", None)
+        self.reader: RequestReader | None = None
+        if fd is None or self._stock_wait is None or self._stock_loop is None:
+            log.warning("pyfuse3 %s is not the one we know: using its own request loop", pyfuse3.__version__)
+            return
+        self.reader = RequestReader(fd)
+        # A request can vanish between poll and read, when its program is killed. A blocking read would then stop the
+        # whole process until the next request; a non-blocking one raises, and the loop is entered again.
+        os.set_blocking(fd, False)
+        self._replace(self.reader.wait, self._retrying_loop)
+
+    def _replace(self, wait: object, loop: object) -> None:
+        setattr(pyfuse3, "_wait_fuse_readable", wait)  # noqa: B010 - mypy knows that the name is not public
+        setattr(pyfuse3, "_session_loop", loop)  # noqa: B010
+
+    async def _retrying_loop(self, nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:
+        stock: Callable[[trio.Nursery, int, int], Awaitable[None]] = self._stock_loop  # type: ignore[assignment]
+        while True:
+            try:
+                return await stock(nursery, min_tasks, max_tasks)
+            except BlockingIOError:
+                log.debug("a request was withdrawn before it could be read")
+
+    def restore(self) -> None:
+        """Give pyfuse3 its own functions back."""
+        if self.reader is not None:
+            self._replace(self._stock_wait, self._stock_loop)
+
+
+_loop: _Loop | None = None
+
+
+async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], None]) -> None:
+    """Mount, call `on_ready` when the kernel's first request has come in, and serve until unmounted.
+
+    Raises MountError if the mount can't be made. Closes `fs` at the end. Sets the process's umask to 0, as the modes
+    in requests are final, and raises its limit of open files as far as it may. If cancelled, or stopped while still
+    mounted, the mount is detached and what the kernel has not written yet is lost: unmount first.
+    """
+    global _loop
+    ready = trio.Event()
+    handlers = Handlers(fs, on_init=ready.set)
+    _raise_file_limit()
+    fd = _mount(handlers, options, os.fstatvfs(fs.root_fd))
+    umask = os.umask(0)
+    loop = _loop = _Loop(fd)
+    if loop.reader is not None:
+        fs.waiting.before_wait = loop.reader.hand_over
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_when_ready, ready, on_ready)
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+            nursery.cancel_scope.cancel()
+    finally:
+        _loop = None
+        loop.restore()
+        pyfuse3.close(unmount=True)
+        os.umask(umask)
+        fs.close()
+
+
+async def _tell_when_ready(ready: trio.Event, on_ready: Callable[[], None]) -> None:
+    await ready.wait()
+    on_ready()
+
+
+def _raise_file_limit() -> None:
+    """Each open file of each program is one of ours, beside cached directories and removed files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def stop() -> None:
+    """End the request loop, from trio's thread. Does nothing when none is running."""
+    if _loop is not None:
+        pyfuse3.terminate()
+        if _loop.reader is not None:
+            _loop.reader.close()
+
+
+async def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Unmount, which makes the kernel write out what it has, and `serve` return.
+
+    Done by another process, as the daemon has to serve requests meanwhile. `lazy` detaches a busy mount; it is served
+    until the last program has closed its files. Raises MountError, naming who keeps the mount busy.
+    """
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    try:
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    except FileNotFoundError:
+        command = ["umount", *(["-l"] if lazy else []), "--", mountpoint]
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    if done.returncode == 0:
+        return
+    holders = await trio.to_thread.run_sync(mounts.holders, mountpoint)
+    if holders:
+        named = ", ".join(str(holder) for holder in holders[:5])
+        more = f" and {len(holders) - 5} more" if len(holders) > 5 else ""
+        raise MountError(f"{mountpoint} is busy: in use by {named}{more}")
+    raise MountError(
+        f"{mountpoint} can't be unmounted: {mounts.fusermount_reason(done.stderr.decode(errors='replace'))}"
+    )

@@ -1,0 +1,287 @@
+"""Names: lookup, making, removing and moving them, and listing directories.
+
+Every function is synchronous: the announcement to the change sink, the system call and the update of the inode table
+are one step for everybody else in the process. Names are bytes, errors are the host's `OSError`.
+
+Whatever adds to an inode's lookup count says so; the caller owes the kernel a reply with that inode.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from fused.local import layer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fused.fs.changes_protocol import ChangeSink, Dirs
+    from fused.fs.handles import Handles
+    from fused.fs.inodes import Inode, Inodes
+    from fused.fs.owner import NewOwner
+    from fused.fs.reach import Reach
+    from fused.types import Caller, Fh
+
+
+class Entry(NamedTuple):
+    """A file as a reply shows it: the number on the mount and the local file's stat."""
+
+    ino: int
+    st: os.stat_result
+
+
+class ListedEntry(NamedTuple):
+    """One entry of a listing. `next_id` is the position after it."""
+
+    name: bytes
+    ino: int
+    st: os.stat_result
+    next_id: int
+
+
+class Tree:
+    """All operations that work on names in directories."""
+
+    def __init__(
+        self, inodes: Inodes, handles: Handles, reach: Reach, changes: ChangeSink, new_owner: NewOwner
+    ) -> None:
+        self._inodes = inodes
+        self._handles = handles
+        self._reach = reach
+        self._changes = changes
+        self._new_owner = new_owner
+
+    def lookup(self, parent_ino: int, name: bytes) -> Entry | None:
+        """What is called `name`, or None. Adds one to its lookup count."""
+        parent = self._inodes.get(parent_ino)
+        if name == b"." or name == b"..":  # the kernel asks so only for file handles of NFS and open_by_handle_at
+            inode = parent if name == b"." else (parent.parent or self._inodes.root)
+            inode.lookups += 1
+            return Entry(inode.ino, self._reach.stat(inode))
+        try:
+            st = layer.stat_at(self._reach.dir_fd(parent), name)
+        except FileNotFoundError:
+            return None
+        return self._known(st, parent, name)
+
+    def _known(self, st: os.stat_result, parent: Inode, name: bytes) -> Entry:
+        inode = self._inodes.remember(st, parent, name)
+        inode.lookups += 1
+        return Entry(inode.ino, st)
+
+    def dirs_of(self, directory: Inode) -> Dirs:
+        """For the change sink: a directory and all above it."""
+        return partial(self._inodes.directory_and_above, directory)
+
+    def dirs_above(self, inode: Inode) -> Dirs:
+        """For the change sink: all directories that contain an inode."""
+        return partial(self._inodes.directories_above, inode)
+
+    # Making
+
+    def _before_add(self, parent: Inode) -> int:
+        dir_fd = self._reach.dir_fd(parent)
+        self._changes.before_add(parent.key, dir_fd, self.dirs_of(parent))
+        return dir_fd
+
+    def _added(self, parent: Inode, dir_fd: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Settle a name that was just made. If it can't be settled, it goes again."""
+        try:
+            self._new_owner.settle(dir_fd, name, caller, mode)
+        except OSError:
+            (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=dir_fd)
+            raise
+        st = layer.stat_at(dir_fd, name)
+        if stat.S_ISREG(st.st_mode):
+            self._changes.created((st.st_dev, st.st_ino))
+        return self._known(st, parent, name)
+
+    def create(self, parent_ino: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Entry, int]:
+        """Make and open a regular file; FileExistsError if the name is taken.
+
+        Adds one to the lookup count. The caller of this function owns the descriptor.
+        """
+        parent = self._inodes.get(parent_ino)
+        dir_fd = self._before_add(parent)
+        mode = stat.S_IMODE(mode)
+        fd = layer.open_at(dir_fd, name, flags | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            return self._added(parent, dir_fd, name, mode | stat.S_IFREG, caller), fd
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def mknod(self, parent_ino: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        """Make a regular file, fifo, socket or device. Adds one to the lookup count."""
+        parent = self._inodes.get(parent_ino)
+        dir_fd = self._before_add(parent)
+        os.mknod(name, mode, rdev, dir_fd=dir_fd)
+        return self._added(parent, dir_fd, name, mode, caller)
+
+    def mkdir(self, parent_ino: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Make a directory. Adds one to the lookup count."""
+        parent = self._inodes.get(parent_ino)
+        dir_fd = self._before_add(parent)
+        os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
+        return self._added(parent, dir_fd, name, stat.S_IMODE(mode) | stat.S_IFDIR, caller)
+
+    def symlink(self, parent_ino: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Make a symbolic link. Adds one to the lookup count."""
+        parent = self._inodes.get(parent_ino)
+        dir_fd = self._before_add(parent)
+        os.symlink(target, name, dir_fd=dir_fd)
+        return self._added(parent, dir_fd, name, stat.S_IFLNK, caller)
+
+    def link(self, ino: int, parent_ino: int, name: bytes) -> Entry:
+        """Give a file one more name. Adds one to its lookup count."""
+        inode = self._inodes.get(ino)
+        parent = self._inodes.get(parent_ino)
+        before = self._reach.stat(inode)
+        if before.st_nlink == 0:  # as on the host: a file without names gets no new ones (link(2), ENOENT)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with self._reach.target(inode) as target:
+            source = layer.proc_path(target) if isinstance(target, int) else target
+            dir_fd = self._before_add(parent)
+            os.link(source, name, dst_dir_fd=dir_fd, follow_symlinks=True)
+        after = layer.stat_at(dir_fd, name)
+        entry = self._known(after, parent, name)
+        self._changes.metadata(inode.key, before, after, self.dirs_above(inode))
+        return entry
+
+    # Removing
+
+    def unlink(self, parent_ino: int, name: bytes) -> None:
+        """Remove a name of anything but a directory."""
+        self._remove(parent_ino, name, directory=False)
+
+    def rmdir(self, parent_ino: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self._remove(parent_ino, name, directory=True)
+
+    def _remove(self, parent_ino: int, name: bytes, *, directory: bool) -> None:
+        parent = self._inodes.get(parent_ino)
+        dir_fd = self._reach.dir_fd(parent)
+        before = layer.stat_at(dir_fd, name)
+        kept = layer.open_path(dir_fd, name)
+        try:
+            self._changes.before_remove(parent.key, dir_fd, name, self.dirs_of(parent))
+            (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
+        except BaseException:
+            os.close(kept)
+            raise
+        self._name_gone(before, kept, parent, name)
+
+    def _name_gone(self, before: os.stat_result, kept: int, parent: Inode, name: bytes) -> None:
+        """A name was removed or replaced. `kept` is an O_PATH descriptor on what it led to; taken over."""
+        inode = self._inodes.find(before)
+        key = (before.st_dev, before.st_ino)
+        if before.st_nlink < 2 or stat.S_ISDIR(before.st_mode):
+            self._changes.gone(key)
+        else:
+            dirs = self.dirs_above(inode) if inode is not None else self.dirs_of(parent)
+            self._changes.metadata(key, before, os.fstat(kept), dirs)
+        if inode is None:
+            os.close(kept)
+            return
+        self._inodes.remove_name(inode, parent, name)
+        if inode.parent is None and not self._inodes.drop_if_unused(inode):
+            self._reach.adopt_orphan(inode, kept)
+        else:
+            os.close(kept)
+
+    # Moving
+
+    def rename(self, old_parent_ino: int, old: bytes, new_parent_ino: int, new: bytes, flags: int) -> None:
+        """`renameat2` with its flags RENAME_NOREPLACE and RENAME_EXCHANGE."""
+        if flags not in (0, layer.RENAME_NOREPLACE, layer.RENAME_EXCHANGE):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        old_parent = self._inodes.get(old_parent_ino)
+        new_parent = self._inodes.get(new_parent_ino)
+        old_fd = self._reach.dir_fd(old_parent)
+        new_fd = self._reach.dir_fd(new_parent)
+        moved = layer.stat_at(old_fd, old)
+        try:
+            replaced: os.stat_result | None = layer.stat_at(new_fd, new)
+        except FileNotFoundError:
+            replaced = None
+        if replaced is not None and os.path.samestat(moved, replaced):
+            layer.rename_at(old_fd, old, new_fd, new, flags)  # two names of one file: the host does nothing
+            return
+        kept = layer.open_path(new_fd, new) if replaced is not None and flags == 0 else None
+        try:
+            self._changes.before_remove(old_parent.key, old_fd, old, self.dirs_of(old_parent))
+            if replaced is None:
+                self._changes.before_add(new_parent.key, new_fd, self.dirs_of(new_parent))
+            else:
+                self._changes.before_remove(new_parent.key, new_fd, new, self.dirs_of(new_parent))
+            layer.rename_at(old_fd, old, new_fd, new, flags)
+        except BaseException:
+            if kept is not None:
+                os.close(kept)
+            raise
+        if replaced is not None and kept is not None:
+            self._name_gone(replaced, kept, new_parent, new)
+        if replaced is not None and flags == layer.RENAME_EXCHANGE:
+            self._moved(replaced, new_parent, new, old_parent, old, old_fd)
+        self._moved(moved, old_parent, old, new_parent, new, new_fd)
+
+    def _moved(
+        self,
+        before: os.stat_result,
+        old_parent: Inode,
+        old: bytes,
+        new_parent: Inode,
+        new: bytes,
+        new_fd: int,
+    ) -> None:
+        after = layer.stat_at(new_fd, new)
+        inode = self._inodes.find(before)
+        if inode is None:
+            self._changes.metadata((before.st_dev, before.st_ino), before, after, self.dirs_of(new_parent))
+            return
+        self._inodes.add_name(inode, new_parent, new)
+        self._inodes.remove_name(inode, old_parent, old)
+        self._changes.metadata(inode.key, before, after, self.dirs_above(inode))
+
+    # Listing
+
+    def opendir(self, ino: int) -> Fh:
+        """Open a directory for listing."""
+        inode = self._inodes.get(ino)
+        fd = self._reach.open(inode, os.O_RDONLY)
+        return self._handles.add_directory(fd, inode).fh
+
+    def entries(self, fh: int, start_id: int) -> Iterator[ListedEntry]:
+        """The entries from a position on, `.` and `..` first.
+
+        Each entry but those two adds one to its inode's lookup count when it is yielded; give back what is not used
+        with `Inodes.forget`. The listing is taken at position 0 and stays as it is until the program rewinds, so that
+        no entry is shown twice or left out while others come and go; what vanished meanwhile is skipped.
+        """
+        handle = self._handles.directory(fh)
+        if start_id == 0 or not handle.names:
+            handle.names = [b".", b"..", *layer.names_in(handle.fd)]
+        directory = handle.inode
+        for index in range(start_id, len(handle.names)):
+            name = handle.names[index]
+            if index < 2:
+                inode = directory if index == 0 else (directory.parent or directory)
+                yield ListedEntry(name, inode.ino, os.fstat(handle.fd), index + 1)
+                continue
+            try:
+                st = layer.stat_at(handle.fd, name)
+            except FileNotFoundError:
+                continue
+            yield ListedEntry(name, self._known(st, directory, name).ino, st, index + 1)
+
+    def directory_fd(self, fh: int) -> int:
+        """The descriptor of an open directory. Borrowed."""
+        return self._handles.directory(fh).fd
+
+    def releasedir(self, fh: int) -> None:
+        """Close an open directory."""
+        self._handles.release_directory(fh)
