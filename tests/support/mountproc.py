@@ -151,21 +151,23 @@ class MountProcess:
         """The flags that every mount of this object is made with."""
         return ["--require", "--state-dir", str(self.state), "--store-dir", str(self.store)]
 
-    def start(self, *flags: str, wait: bool = True) -> MountProcess:
-        """Mount in the foreground of a child process, and wait until it serves."""
+    def start(self, *flags: str, command: Sequence[str] = (sys.executable, "-m", "fused")) -> MountProcess:
+        """Mount in the foreground of a child process, and wait until it serves.
+
+        `command` runs the program; a test may put something before it or in its place.
+        """
         assert self._process is None, "mounted already"
         self._flags = flags
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fused", "mount", "--foreground", *self.flags, *flags, str(self.path)],
+                [*command, "mount", "--foreground", *self.flags, *flags, str(self.path)],
                 env=self.environ,
                 cwd=self.base,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        if wait:
-            self.wait_ready()
+        self.wait_ready()
         return self
 
     def wait_ready(self, seconds: float = 20.0) -> None:
@@ -203,12 +205,18 @@ class MountProcess:
         self.start(*(flags or self._flags))
 
     def kill9(self) -> None:
-        """SIGKILL all of it, daemon and supervisor, and clear the dead mount away, as a power cut would."""
-        self._kill_all()
-        self._detach()
-        if self._process is not None:
-            self._process.wait(timeout=10)
-            self._process = None
+        """Kill the daemon; the dead mount stays. Commands that talk to it go on, and see it die."""
+        assert self._process is not None, "not mounted"
+        self._process.kill()
+        self._process.wait(timeout=10)
+        self._process = None
+
+    def detach(self) -> None:
+        """Take dead mounts away, so that the plain directory shows."""
+        for point, kind in reversed(mounts_under(self.path)):
+            if kind == "fuse.ipfsfs":
+                command = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+                subprocess.run([*command, point], check=False, capture_output=True)
 
     def close(self) -> None:
         """Unmount if needed, end everything that was started, and fail if anything had to be forced."""
@@ -220,9 +228,9 @@ class MountProcess:
         except (AssertionError, subprocess.SubprocessError, OSError) as exc:
             problem = exc
         finally:
-            left = [pid for pid in processes_with(self._token) if not _is_zombie(pid)]
+            left = self._wait_for_the_end()
             self._kill_all()
-            self._detach()
+            self.detach()
             if self._process is not None:
                 self._process.wait(timeout=10)
             os.close(self._fd)
@@ -233,24 +241,28 @@ class MountProcess:
         assert not mounts_under(self.path)
         self.check_log()
 
+    def _wait_for_the_end(self) -> list[int]:
+        """The processes started here that do not end by themselves within a moment."""
+        with suppress(AssertionError):
+            wait_until(lambda: not self._alive(), "end", 5.0)
+        return self._alive()
+
+    def _alive(self) -> list[int]:
+        return [pid for pid in processes_with(self._token) if not _is_zombie(pid)]
+
     def _time_out(self) -> None:
         self._timed_out = True
         self._kill_all()
 
     def _kill_all(self) -> None:
         def gone() -> bool:
-            alive = [pid for pid in processes_with(self._token) if not _is_zombie(pid)]
+            alive = self._alive()
             for pid in alive:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             return not alive
 
         wait_until(gone, "end of the processes started here", 20)
-
-    def _detach(self) -> None:
-        for point, kind in reversed(mounts_under(self.path)):
-            if kind == "fuse.ipfsfs":
-                subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
 
     # --- the log ------------------------------------------------------------------------------------------------
 
