@@ -239,14 +239,12 @@ def _connect(state_dir: str, timeout: float | None) -> socket.socket:
     return sock
 
 
-def _raise(error: object) -> None:
-    kind, message = "ControlError", "the daemon's answer could not be understood"
-    if isinstance(error, dict):
-        kind, message = str(error.get("kind")), str(error.get("message"))
+def as_error(kind: str, message: str) -> IpfsfsError:
+    """The error of ours that another process has reported. A kind that we don't know becomes a ControlError."""
     cls = getattr(errors, kind, None)
     if not (isinstance(cls, type) and issubclass(cls, IpfsfsError)):
         cls = ControlError
-    raise cls.__new__(cls, message)  # not cls(message): some have constructors of their own
+    return cls.__new__(cls, message)  # not cls(message): some have constructors of their own
 
 
 def call(
@@ -277,7 +275,7 @@ def call(
                         result: Json = message["result"]
                         return result
                     else:
-                        _raise(message.get("error"))
+                        raise as_error(message["error"]["kind"], message["error"]["message"])
         except TimeoutError:
             raise ControlError(f"the daemon of {state_dir} has not answered for {timeout:g} seconds") from None
         except OSError:

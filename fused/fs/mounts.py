@@ -101,6 +101,12 @@ def _nearest(candidates: list[MountPoint], path: str) -> MountPoint | None:
     return max(reversed(enclosing), key=lambda mount: len(mount.path), default=None)
 
 
+def find_mount_at(path: str) -> MountPoint | None:
+    """The ipfsfs mount that shows at `path`, an absolute, resolved path; None if it is another one or none at all."""
+    here = [mount for mount in mounts() if mount.path == path]
+    return here[-1] if here and here[-1].filesystem == FILESYSTEM_TYPE else None
+
+
 def nested_mounts(directory: str) -> list[MountPoint]:
     """Mounts strictly below an absolute, resolved directory."""
     return [mount for mount in mounts() if mount.path != directory and _is_inside(mount.path, directory)]
@@ -139,6 +145,15 @@ def detach(path: str) -> None:
         raise MountError("fusermount3 is not installed: it is needed to unmount without being root") from error
     if done.returncode != 0:
         raise MountError(f"{path} can't be unmounted: {fusermount_reason(done.stderr)}")
+
+
+def detach_mounts_of(state_dir: str, mountpoint: str) -> None:
+    """Take away every mount at `mountpoint` that the daemon with this state directory has made. Raises MountError.
+
+    For whoever knows that the daemon is dead: the mount is not touched to find out.
+    """
+    while (mount := find_mount_at(mountpoint)) is not None and mount.state_dir == state_dir:
+        detach(mountpoint)
 
 
 def fusermount_reason(stderr: str) -> str:

@@ -1,0 +1,73 @@
+"""Bring what the kernel still holds of a mount's files to the daemon, before a snapshot is asked for.
+
+With the write-back cache the kernel keeps what was written until a file is closed, and what was stored through a
+shared mapping until it is unmapped. So each file that is open for writing is opened and fsynced here, through the
+mount. This must not be the daemon's process: a thread of the daemon that waits for its own mount can wait for ever.
+`syncfs` comes after that, for what was opened meanwhile; it alone does not do, as newer kernels start the write-back
+of a FUSE file system and do not wait for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from fused.cli.output import say
+from fused.control import call
+
+if TYPE_CHECKING:
+    from fused.cli.target import Target
+
+
+def flush(target: Target) -> None:
+    """Write out what is in the kernel's cache. Files that vanish meanwhile have nothing to be waited for.
+
+    Says which files could not be flushed: those whose mode lets not even their owner open them. Raises OSError for a
+    failed write-back, and ControlError.
+    """
+    root = os.open(target.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        device = os.fstat(root).st_dev
+        for path in cast("list[str]", call(target.state_dir, "writers")["paths"]):
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                _fsync(root, device, path)
+        _syncfs(root)
+    finally:
+        os.close(root)
+
+
+def _fsync(root: int, device: int, path: str) -> None:
+    """Fsync one file. The path may lead elsewhere by now, so what it leads to is looked at before it is opened."""
+    place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    try:
+        st = os.fstat(place)
+        if not stat.S_ISREG(st.st_mode) or st.st_dev != device:
+            return
+        try:
+            fd = _reopen(place)
+        except PermissionError:
+            say(f"{path} is open for writing and can't be flushed: its mode lets nobody open it")
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(place)
+
+
+def _reopen(place: int) -> int:
+    name = f"/proc/self/fd/{place}"
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _syncfs(fd: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

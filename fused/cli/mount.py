@@ -1,0 +1,249 @@
+"""`ipfsfs mount`: decide whether to mount, refuse what can't work, then start the daemon.
+
+The order matters: what stops a mount on purpose comes first (gates), then what is wrong with the request
+(nothing has been changed by then), then what this machine can't do (fallback), and only then things are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+from fused import paths, state
+from fused.cli.exits import Exit
+from fused.cli.options import DIRECTORY, FILE, completes
+from fused.cli.output import say
+from fused.config import LOG_LEVELS, ON_CRASH, Settings, load_settings, save_settings
+from fused.errors import Busy, MountError, UsageError
+from fused.fs import mounts
+from fused.gates import allow_other_obstacle, closed_gate, fuse_obstacle, store_only_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_FLAGS = (
+    "state_dir",
+    "store_dir",
+    "read_only",
+    "allow_other",
+    "write_through",
+    "on_crash",
+    "exclude",
+    "quiet_seconds",
+    "interval_seconds",
+    "log_level",
+    "log_file",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ipfsfs mount`."""
+    parser.description = (
+        "Cover DIR: every program goes on working in it as before, and what is in it is stored and versioned in the "
+        "background. DIR keeps plain files under their own names: they are there again after `ipfsfs umount`."
+    )
+    parser.epilog = """\
+examples:
+  ipfsfs mount ~/.cache/ipfs_accelerate     returns when the mount serves
+  ipfsfs mount --exclude '*.tmp' ~/data     see also the file .ipfsfsignore in DIR
+  ipfsfs mount -f --require /srv/models     under systemd or in a container
+  ipfsfs mount --on-crash=error ~/data      while a dead daemon is restarted, errors instead of plain files
+
+IPFS_KIT_DISABLE or STORAGE_FORCE_LOCAL (1, true, yes) or a CI that is not empty leave DIR as it is, with one
+line that says so and exit code 0; so does a machine without FUSE. Every option can be set in
+~/.config/ipfsfs/config.toml (read_only = true) or the environment (IPFSFS_READ_ONLY=1) too.
+"""
+    completes(parser.add_argument("dir", metavar="DIR", help="the directory to cover; created if missing"), DIRECTORY)
+    parser.add_argument("-f", "--foreground", action="store_true", help="serve in this process, log to standard error")
+    parser.add_argument("--require", action="store_true", help="if FUSE can't be used here: an error, not a warning")
+    parser.add_argument("--force", action="store_true", help="mount although a gate (see below) says not to")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--read-only", action=switch, default=None, help="let nobody change anything through the mount")
+    parser.add_argument("--allow-other", action=switch, default=None, help="let other users in, by the files' modes")
+    parser.add_argument(
+        "--write-through",
+        action=switch,
+        default=None,
+        help="hand every write() to the local file at once, instead of at close() or earlier",
+    )
+    parser.add_argument(
+        "--on-crash",
+        choices=ON_CRASH,
+        help="what programs see until a dead daemon is back: the plain directory, or errors (default: auto, "
+        "plain unless entries exist only in the store)",
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="PATTERN",
+        action="append",
+        help="cover, but do not store, what matches (gitignore syntax; may be repeated)",
+    )
+    parser.add_argument("--quiet-seconds", metavar="S", help="snapshot after S seconds without a change (default: 2)")
+    parser.add_argument("--interval-seconds", metavar="S", help="and after S seconds in any case (default: 60)")
+    completes(parser.add_argument("--state-dir", metavar="DIR", help="index, log and control socket"), DIRECTORY)
+    completes(parser.add_argument("--store-dir", metavar="DIR", help="the store, shared by all mounts"), DIRECTORY)
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="how much to log (default: info)")
+    completes(parser.add_argument("--log-file", metavar="FILE", help="log there"), FILE)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ipfsfs mount`."""
+    settings = load_settings(args.dir, {key: getattr(args, key) for key in _FLAGS}, foreground=args.foreground)
+    gate = None if args.force else closed_gate()
+    if gate is not None:
+        return _fall_back(settings, f"{gate.name}={gate.value} says not to (--force mounts all the same)")
+    _refuse(settings)
+    obstacle = fuse_obstacle()
+    if obstacle is not None:
+        return _without_fuse(settings, obstacle, args.require)
+    state.prepare(settings.state_dir)
+    lock_fd = state.take_lock(settings.state_dir)
+    _detach_dead(settings)
+    _make_directory(settings.mountpoint)
+    try:
+        # Opened before anything is mounted on it: this descriptor is the only way to the files below the mount.
+        root_fd = os.open(settings.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise UsageError(f"{settings.mountpoint} can't be opened: {exc.strerror}") from None
+    save_settings(settings)
+    try:
+        return _serve(settings, root_fd, lock_fd)
+    except Busy:
+        raise
+    except MountError as exc:
+        return _without_fuse(settings, str(exc), args.require)
+
+
+def _serve(settings: Settings, root_fd: int, lock_fd: int) -> int:
+    if settings.foreground:
+        from fused.serve import serve
+
+        return serve(settings, root_fd, lambda: None)
+    from fused.supervise import launch
+
+    pid = launch(settings, root_fd, lock_fd)
+    print(f"{settings.mountpoint} is covered (daemon {pid}); `ipfsfs status` shows how far it is stored")
+    return Exit.OK
+
+
+# --- not mounting ----------------------------------------------------------------------------------------
+
+
+def _without_fuse(settings: Settings, why: str, require: bool) -> int:
+    if require:
+        say(f"{settings.mountpoint} can't be mounted: {why}")
+        return Exit.NO_MOUNT
+    return _fall_back(settings, why, "warning: ")
+
+
+def _fall_back(settings: Settings, why: str, prefix: str = "") -> int:
+    """Leave the plain directory (there is one afterwards, so that the same scripts work) and say why in one line."""
+    missing = store_only_entries(settings.state_dir)
+    line = f"{prefix}not mounting {settings.mountpoint}: {why}"
+    if missing:
+        line += f"; {missing} entries exist only in the store, `ipfsfs hydrate {settings.mountpoint}` brings them back"
+    else:
+        try:
+            if mounts.find_mount_at(settings.mountpoint) is not None and mounts.is_stale(settings.mountpoint):
+                mounts.detach(settings.mountpoint)
+                line += "; a dead mount was taken away"
+            os.makedirs(settings.mountpoint, exist_ok=True)
+        except (OSError, MountError):
+            line += "; what is there stays as it is"
+    say(line)
+    return Exit.OK
+
+
+# --- what can't be covered -------------------------------------------------------------------------------
+
+
+def _refuse(settings: Settings) -> None:
+    """Raise UsageError, or Busy, if the mount can't work. Changes nothing."""
+    mountpoint = settings.mountpoint
+    mounted = mounts.find_mount_at(mountpoint)
+    if mounted is not None and not mounts.is_stale(mountpoint):
+        raise Busy(f"{mountpoint} is already mounted; `ipfsfs status {mountpoint}` shows it")
+    if mounted is None:  # a dead mount can't be looked at; it was a directory when it was covered
+        _refuse_place(settings)
+    for what, place in _places(settings).items():
+        if paths.lies_in(place, mountpoint):
+            raise UsageError(
+                f"{mountpoint} can't be covered: {what} ({place}) lies in it, the daemon would wait for itself"
+            )
+    for what, place in (("state directory", settings.state_dir), ("store", settings.store_dir)):
+        if paths.lies_in(mountpoint, place):
+            raise UsageError(f"{mountpoint} can't be covered: it lies in the {what} ({place})")
+    if settings.allow_other:
+        obstacle = allow_other_obstacle()
+        if obstacle is not None:
+            raise UsageError(obstacle)
+
+
+def _refuse_place(settings: Settings) -> None:
+    """What must hold for the directory itself, or for the place where it is to be made."""
+    mountpoint = settings.mountpoint
+    try:
+        st = os.stat(mountpoint)
+    except FileNotFoundError:
+        parent = next(place for place in paths.ancestors(os.path.dirname(mountpoint)) if os.path.lexists(place))
+        if not os.path.isdir(parent):
+            raise UsageError(f"{mountpoint} can't be made: {parent} is not a directory") from None
+        if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+            raise UsageError(f"{mountpoint} does not exist, and {parent} is not ours to write") from None
+        return
+    except NotADirectoryError:
+        raise UsageError(f"{mountpoint} is below something that is not a directory") from None
+    except OSError as exc:
+        raise UsageError(f"{mountpoint} can't be looked at: {exc.strerror}") from None
+    if not stat.S_ISDIR(st.st_mode):
+        raise UsageError(f"{mountpoint} is not a directory")
+    root = os.geteuid() == 0
+    if not os.access(mountpoint, os.R_OK | os.X_OK, effective_ids=True):
+        raise UsageError(f"{mountpoint} is not ours to read")
+    # fusermount3 wants write access for a read-only mount too; root may cover a read-only file system.
+    if not os.access(mountpoint, os.W_OK, effective_ids=True) and not (root and settings.read_only):
+        raise UsageError(f"{mountpoint} is not ours to write")
+    if not root and st.st_mode & stat.S_ISVTX and st.st_uid != os.geteuid():
+        raise UsageError(f"{mountpoint} is shared (sticky) and belongs to another user")
+
+
+def _places(settings: Settings) -> Mapping[str, str]:
+    """What the daemon uses while it serves, by name: none of it may lie under the mount."""
+    import fused
+
+    places = {
+        "the state directory": settings.state_dir,
+        "the store": settings.store_dir,
+        "ipfsfs itself": os.path.dirname(os.path.abspath(fused.__file__)),
+        "the Python that runs ipfsfs": os.path.realpath(sys.executable),
+        "the Python environment of ipfsfs": sys.prefix,
+        "the Python installation": sys.base_prefix,
+    }
+    if settings.log_file is not None:
+        places["the log file"] = settings.log_file
+    return places
+
+
+# --- making the place ------------------------------------------------------------------------------------
+
+
+def _detach_dead(settings: Settings) -> None:
+    """Take dead mounts of ours away from the mountpoint (several may lie on each other). We hold the lock."""
+    while mounts.find_mount_at(settings.mountpoint) is not None:
+        if not mounts.is_stale(settings.mountpoint):
+            raise Busy(f"{settings.mountpoint} is already mounted")
+        mounts.detach(settings.mountpoint)
+        say(f"the daemon of {settings.mountpoint} had died; its dead mount was taken away")
+
+
+def _make_directory(mountpoint: str) -> None:
+    if os.path.isdir(mountpoint):
+        return
+    try:
+        os.makedirs(mountpoint)
+    except OSError as exc:
+        raise UsageError(f"{mountpoint} can't be made: {exc.strerror}") from None
+    say(f"{mountpoint} did not exist and was made")

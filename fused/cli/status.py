@@ -1,0 +1,179 @@
+"""`ipfsfs status`: how a covered directory is, in a table for people and in JSON for scripts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, cast
+
+from fused import paths, state
+from fused.cli.exits import Exit
+from fused.cli.log import snapshots
+from fused.cli.options import add_directory, add_json, add_state_dir
+from fused.cli.output import Paint, human_bytes, human_seconds, painter, print_json, printable, table
+from fused.cli.target import Target, find_target
+from fused.control import Json, call
+from fused.errors import ControlError, DaemonGone, IndexDamaged
+from fused.gates import gates, store_only_entries
+
+if TYPE_CHECKING:
+    import argparse
+
+_ANSWER_S = 20.0
+"""A daemon that is silent for longer hangs; that is what `status` then says."""
+
+_SKIPPED_SHOWN = 10
+_KINDS = ("total", "dirty", "storing", "stored", "excluded", "skipped")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ipfsfs status`."""
+    parser.description = (
+        "Say whether DIR is mounted, what of it is stored and what is not yet, what was skipped and why, "
+        "how store and disk are, and what is wrong. Exit code 0: mounted and serving, 3: not mounted, "
+        "4: the daemon has died or does not answer."
+    )
+    parser.epilog = """\
+examples:
+  ipfsfs status                                  the mount that the working directory is in
+  ipfsfs status --json ~/data | jq .files        numbers for a script
+  ipfsfs status --json ~/data | jq -r '.wrong[]' what a person should look at
+"""
+    add_directory(parser, "any path inside the directory (default: the working directory)")
+    add_state_dir(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ipfsfs status`."""
+    target = find_target(args.dir, args.state_dir)
+    report, code = _report(target)
+    report["gates"] = [gate._asdict() for gate in gates()]
+    if args.json:
+        print_json(report)
+    else:
+        print("\n".join(_lines(report, painter(sys.stdout))))
+    return code
+
+
+# --- what there is to say --------------------------------------------------------------------------------
+
+
+def _report(target: Target) -> tuple[Json, Exit]:
+    """The daemon's own report, or what can be told without one."""
+    seen = state.read_supervision(target.state_dir)
+    supervised = seen is not None and state.is_locked(target.state_dir)
+    supervision = None if seen is None else {**seen._asdict(), "running": supervised and seen.gave_up is None}
+    if target.mounted:
+        try:
+            report = call(target.state_dir, "status", timeout=_ANSWER_S)
+            report["supervisor"] = supervision
+            if seen is not None and seen.deaths:
+                sentence = f"the daemon has died and was restarted {seen.deaths} times, the last at {seen.last_death}"
+                report["wrong"] = [*cast("list[str]", report["wrong"]), sentence]
+            return report, Exit.OK
+        except DaemonGone:
+            sentence, mounted_as = "the daemon has died: the dead mount answers every request with an error", "dead"
+            hint = f"`ipfsfs mount {target.mountpoint}` mounts again, `ipfsfs umount {target.mountpoint}` uncovers"
+            if supervised and seen is not None and seen.gave_up is None:
+                hint = "it is being restarted"
+            wrong = [f"{sentence}; {hint}"]
+        except ControlError as exc:
+            wrong, mounted_as = [str(exc)], "silent"
+    else:
+        wrong, mounted_as = [], "unmounted"
+    if seen is not None and seen.gave_up is not None:
+        wrong.append(seen.gave_up)
+    report = {"mountpoint": target.mountpoint, "state": mounted_as, "pid": None, "supervisor": supervision}
+    try:
+        taken = snapshots(target._replace(mounted=False))
+        report |= {"snapshots": len(taken), "snapshot": taken[0] if taken else None}
+    except IndexDamaged as exc:
+        wrong.append(str(exc))
+        report |= {"snapshots": None, "snapshot": None}
+    missing = store_only_entries(target.state_dir)
+    if missing and not target.mounted:
+        wrong.append(f"{missing} entries exist only in the store: `ipfsfs hydrate {target.mountpoint}` gets them")
+    report |= {"log": os.path.join(target.state_dir, paths.LOG), "wrong": wrong}
+    return report, Exit.TROUBLE if target.mounted else Exit.NOT_MOUNTED
+
+
+# --- for people ------------------------------------------------------------------------------------------
+
+
+def _lines(report: Json, paint: Paint) -> list[str]:
+    serving = "files" in report
+    colour = "green" if serving and not report["wrong"] else "yellow" if serving else "red"
+    head = f"{paint('bold', printable(str(report['mountpoint'])))}  {paint(colour, str(report['state']))}"
+    if serving:
+        head += f"  pid {report['pid']}, ipfsfs {report['version']}{_options(cast('Json', report['options']))}"
+    lines = [head, ""]
+    if serving:
+        lines += _counts(report)
+    lines += _snapshot(report)
+    if serving:
+        lines += [*_disks(report), "", *_requests(report)]
+    lines += _gates(report)
+    wrong = cast("list[str]", report["wrong"])
+    lines += [paint("red", f"wrong     {printable(sentence)}") for sentence in wrong]
+    return lines
+
+
+def _options(options: Json) -> str:
+    return "".join(f", {key.replace('_', '-')}" for key, value in options.items() if value is True)
+
+
+def _counts(report: Json) -> list[str]:
+    files, sizes = cast("dict[str, int]", report["files"]), cast("dict[str, int]", report["bytes"])
+    rows = [(kind, f"{files[kind]:,} files", human_bytes(sizes[kind])) for kind in _KINDS]
+    lines = table(rows, right=(False, True, True))
+    scan = cast("dict[str, int]", report["scan"])
+    if scan["running"]:
+        lines.append(f"scanning  {scan['seen']:,} entries seen so far")
+    skipped = cast("list[dict[str, str]]", report["skipped"])
+    lines += [f"  skipped {printable(entry['path'])}: {entry['why']}" for entry in skipped[:_SKIPPED_SHOWN]]
+    if len(skipped) > _SKIPPED_SHOWN:
+        lines.append(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --json has them all")
+    return [*lines, ""]
+
+
+def _snapshot(report: Json) -> list[str]:
+    snapshot = cast("Json | None", report["snapshot"])
+    if snapshot is None:
+        return ["snapshot  none yet"]
+    age = f", {human_seconds(cast('float', snapshot['age_seconds']))} ago" if "age_seconds" in snapshot else ""
+    content = f"{snapshot['files']:,} files, {human_bytes(cast('int', snapshot['bytes']))}"
+    return [
+        f"snapshot  {snapshot['snapshot']}",
+        f"          {snapshot['time']}{age}: {content}",
+        f"tree      {snapshot['tree']}",
+    ]
+
+
+def _disks(report: Json) -> list[str]:
+    store, local = cast("Json", report["store"]), cast("Json", report["local"])
+    health = "healthy" if store["healthy"] else f"NOT healthy: {store['error']}"
+    lines = [f"store     {store['kind']} in {printable(str(store['path']))}, {health}"]
+    if store.get("blocks") is not None:
+        sizes = [human_bytes(cast("int", store[key])) for key in ("bytes", "disk_bytes")]
+        lines.append(f"          {store['blocks']:,} blocks, {sizes[0]} in {sizes[1]} on disk")
+    total, free = (human_bytes(cast("int", local[key])) for key in ("total_bytes", "free_bytes"))
+    return [*lines, f"local     {free} of {total} free"]
+
+
+def _requests(report: Json) -> list[str]:
+    requests = cast("dict[str, dict[str, int]]", report["requests"])
+    served = sorted((kind for kind in requests if requests[kind]["count"]), key=lambda kind: -requests[kind]["count"])
+    if not served:
+        return []
+    columns = ("count", "errors", "p50_us", "p99_us", "max_us")
+    rows = [("requests", "count", "errors", "p50 µs", "p99 µs", "max µs")]
+    rows += [(kind, *(f"{requests[kind][column]:,}" for column in columns)) for kind in served]  # type: ignore[misc]
+    return [*table(rows, right=(False, True, True, True, True, True)), ""]
+
+
+def _gates(report: Json) -> list[str]:
+    closed = [gate for gate in cast("list[Json]", report["gates"]) if gate["closed"]]
+    if not closed:
+        return ["gates     open: nothing in this environment keeps `ipfsfs mount` from mounting"]
+    return [f"gates     {gate['name']}={gate['value']} keeps `ipfsfs mount` from mounting" for gate in closed]

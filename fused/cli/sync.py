@@ -1,0 +1,46 @@
+"""`ipfsfs sync`: the barrier. What was written before it is stored when it has printed a CID."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fused.cli.barrier import flush
+from fused.cli.exits import Exit
+from fused.cli.options import add_directory, add_json, add_progress
+from fused.cli.output import print_json
+from fused.cli.progress import Progress
+from fused.cli.target import find_mounted
+from fused.control import call
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ipfsfs sync`."""
+    parser.description = (
+        "Store everything that was written before this command, wait until it is durable in the store and pinned, "
+        "and print the CID of the snapshot, and nothing else, on standard output."
+    )
+    parser.epilog = """\
+examples:
+  ipfsfs sync                       the mount that the working directory is in
+  cid=$(ipfsfs sync ~/data)         what is in ~/data now can be read by this CID for ever
+  ipfsfs sync --json ~/data         with tree, time, files and bytes
+"""
+    add_directory(parser, "any path inside the mount (default: the working directory)")
+    add_json(parser)
+    add_progress(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ipfsfs sync`."""
+    target = find_mounted(args.dir)
+    flush(target)
+    with Progress(args.progress) as progress:
+        snapshot = call(target.state_dir, "sync", {}, progress)
+    if args.json:
+        print_json(snapshot)
+    else:
+        print(snapshot["snapshot"])
+    return Exit.OK
