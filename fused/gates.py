@@ -45,18 +45,16 @@ def closed_gate(environ: Mapping[str, str] = os.environ) -> Gate | None:
 def fuse_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:
     """Why this machine can't mount a FUSE file system for us, as far as can be told without trying.
 
-    An ordinary user needs no access to the device: fusermount3 is setuid root and opens it.
+    fusermount3 opens the device with the rights of the user who calls it, so everybody needs access to it.
     """
     if not os.path.exists(_DEVICE):
         return f"{_DEVICE} does not exist (is the fuse kernel module loaded, or the device passed to this container?)"
-    if os.geteuid() != 0:
-        if shutil.which("fusermount3", path=environ.get("PATH")) is None:
-            return "fusermount3 is not installed (Debian and Ubuntu: package fuse3)"
-        return None
     try:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
         return f"{_DEVICE} can't be opened: {exc.strerror}"
+    if os.geteuid() != 0 and shutil.which("fusermount3", path=environ.get("PATH")) is None:
+        return "fusermount3 is not installed (Debian and Ubuntu: package fuse3)"
     return None
 
 

@@ -106,14 +106,15 @@ class Supervisor:
         self._stopping = True
 
     def _supervise(self) -> int:
-        settings, short_lives = self._settings, 0
+        settings, short_lives, served_once = self._settings, 0, False
         while True:
             life = self._live(settings)
             if life.code == 0:
                 return 0
-            if self._parent_fd is not None:  # it never served: whoever asked for the mount hears of it, nobody else
+            if not served_once and life.served_s is None:  # whoever asked for the mount has heard why
                 self._tell_parent_of(life)
                 return 1
+            served_once = True
             self._note_death(life)
             keep = not self._stopping and self._keeps_dead_mount()
             if not keep:
@@ -182,8 +183,9 @@ class Supervisor:
         self._parent_fd = None
 
     def _tell_parent_of(self, life: _Life) -> None:
-        log.error("the daemon %s", life)
+        """For a daemon that could not say itself why it did not serve."""
         if self._parent_fd is not None:
+            log.error("the daemon %s", life)
             log_file = self._settings.log_file or os.path.join(self._settings.state_dir, paths.LOG)
             report_error(self._parent_fd, IpfsfsError(f"the daemon {life}; its log is {log_file}"))
 
