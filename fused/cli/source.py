@@ -1,0 +1,128 @@
+"""What `ls`, `cat`, `diff` and `restore` read from: a store, and a tree in it that an argument names."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from fused.cid import format_cid, parse_cid
+from fused.cli.options import DIRECTORY, completes
+from fused.errors import NotMounted, PathNotInDag, StoreUnavailable, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Awaitable, Callable
+
+    from fused.cid import CID
+    from fused.store.embedded import EmbeddedStore
+    from fused.view.directory import Names
+
+LATEST = "latest"
+"""Stands for the newest snapshot of the mount, wherever a CID may stand."""
+
+
+class Tree(NamedTuple):
+    """A CID and a path below it, as an argument names them."""
+
+    cid: CID
+    path: Names
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """--mount and --store-dir."""
+    completes(
+        parser.add_argument(
+            "--mount", metavar="DIR", default=".", help="any path inside the mount that is meant (default: here)"
+        ),
+        DIRECTORY,
+    )
+    completes(
+        parser.add_argument(
+            "--store-dir", metavar="DIR", help="the store to read (default: the mount's, else this user's)"
+        ),
+        DIRECTORY,
+    )
+
+
+def parse_tree(text: str, args: argparse.Namespace) -> Tree:
+    """`CID[/PATH]`, also as `/ipfs/CID/PATH` or `ipfs://CID/PATH`. Raises UsageError, PathNotInDag.
+
+    `latest` in place of a CID is the newest snapshot of the mount; raises NotMounted if there is no mount.
+    """
+    from fused.view.directory import names_of
+
+    rest = text.removeprefix("/ipfs/").removeprefix("ipfs://")
+    head, _, path = rest.partition("/")
+    cid = _latest(args) if head == LATEST else parse_cid(head)
+    return Tree(cid, names_of(os.fsencode(path)))
+
+
+def _latest(args: argparse.Namespace) -> CID:
+    from fused.cli.log import snapshots
+    from fused.cli.target import find_target
+
+    target = find_target(args.mount)
+    found = snapshots(target)
+    if not found:
+        raise PathNotInDag(f"{target.mountpoint} has no snapshot yet; `ipfsfs sync {target.mountpoint}` takes one")
+    return parse_cid(str(found[0]["snapshot"]))
+
+
+def store_dir(args: argparse.Namespace) -> str:
+    """Where the store is: --store-dir, else the mount's, else what settings say for this user."""
+    from fused.cli.target import find_target
+    from fused.config import load_settings, read_settings
+
+    if args.store_dir:
+        return os.path.abspath(os.path.expanduser(str(args.store_dir)))
+    try:
+        settings = read_settings(find_target(args.mount).state_dir)
+    except NotMounted:
+        settings = None
+    return settings.store_dir if settings is not None else load_settings(args.mount, {}).store_dir
+
+
+def with_store(args: argparse.Namespace, work: Callable[[EmbeddedStore], Awaitable[int]]) -> int:
+    """Run `work` on the open store. Raises StoreUnavailable if there is none: reading makes no new one."""
+    import trio
+
+    from fused.store.embedded import EmbeddedStore
+
+    path = store_dir(args)
+    if not os.path.isdir(path):
+        raise StoreUnavailable(f"there is no store at {path}; --store-dir names another, --mount a mount to use its")
+
+    async def main() -> int:
+        async with EmbeddedStore(path) as store:
+            return await work(store)
+
+    return trio.run(main)
+
+
+def paths_below(mountpoint: str | None, paths: list[str]) -> list[Names]:
+    """Paths as a person names them on a command line: inside the tree, or absolute below the mount point."""
+    from fused.view.directory import names_of
+
+    found = []
+    for path in paths:
+        inside = path
+        if os.path.isabs(path):
+            if mountpoint is None:
+                raise UsageError(f"{path} is an absolute path; name it as it is called inside the snapshot")
+            whole = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+            inside = os.path.relpath(whole, mountpoint)
+            if inside.split("/")[0] == "..":
+                raise UsageError(f"{path} is not below {mountpoint}")
+            inside = "" if inside == "." else inside
+        found.append(names_of(os.fsencode(inside)))
+    return found
+
+
+def quoted(path: Names) -> str:
+    """A path in the form of `os.fsdecode`, for output that decides itself what to escape."""
+    return os.fsdecode(b"/".join(path)) or "."
+
+
+def cid_text(cid: CID | None) -> str | None:
+    """The text form, None for what has no CID."""
+    return None if cid is None else format_cid(cid)
