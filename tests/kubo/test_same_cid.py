@@ -17,6 +17,7 @@ from tests.support.trees import SHARD_ABOVE, make_directory_of_block_size, make_
 pytestmark = pytest.mark.kubo
 
 CASES = 200
+FIRST_SEED = int(os.environ.get("IPFSFS_TEST_SEED", "0"))  # tests themselves see no IPFSFS_ variable
 
 
 def ours(path: Path) -> str:
@@ -29,10 +30,9 @@ def special_of(seed: int) -> str:
 
 def test_random_trees_have_the_cid_that_kubo_gives(kubo: KuboRepo, tmp_path: Path) -> None:
     """One `ipfs add` for all of them. IPFSFS_TEST_SEED moves the seeds; a failure names those that differ."""
-    first = int(os.environ.get("IPFSFS_TEST_SEED", "0"))
     forest = tmp_path / "forest"
     forest.mkdir()
-    seeds = {f"tree-{seed}": seed for seed in range(first, first + CASES)}
+    seeds = {f"tree-{seed}": seed for seed in range(FIRST_SEED, FIRST_SEED + CASES)}
     for name, seed in seeds.items():
         make_random_tree(os.fsencode(forest / name), random.Random(seed), special=special_of(seed))
     theirs = kubo.add_children(forest)
