@@ -1,8 +1,8 @@
 """The embedded store: blocks on local disk, shared by all mounts of a user, safe for several processes.
 
 This module is the trio side: each method runs in a thread, so that neither the disk nor another process ever holds up
-the event loop. What happens there is in `rows.py` (blocks), `pins.py`, `collect.py` (gc), over `database.py` and
-`blobs.py`; the directory's layout is in `directory.py`.
+the event loop. What happens there is in `blocking.py`, made of `rows.py` (blocks), `pins.py` and `collect.py` (gc) over
+`database.py` and `blobs.py`; the directory's layout is in `directory.py`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,13 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import trio
 
 from fused.errors import StoreUnavailable
-from fused.store.blobs import BlobFiles
-from fused.store.clock import StoreClock, start_clock
-from fused.store.collect import Collection
-from fused.store.database import Database, explain_os_error
-from fused.store.directory import prepare
-from fused.store.pins import PinRows
-from fused.store.rows import BlockRows
+from fused.store.blocking import GRACE_S, BlockingStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fused.cid import CID
     from fused.store.base import Block, LinksOf, Pin, StoreStats
-
-GRACE_S = 3600.0
-"""How long, in time that the machine was running, gc leaves a block alone after its last put."""
 
 # Reads are short, and many may come at once. Writers wait for each other at the database anyway, but one can write
 # files while another commits. gc has a thread to itself. So neither kind ever waits for a thread of another.
@@ -51,15 +42,17 @@ class EmbeddedStore:
         All processes that share a store must agree on `grace_s`; it is a parameter for tests.
         """
         self.path = os.path.abspath(path)
-        self._grace_ms = int(grace_s * 1000)
+        self._grace_s = grace_s
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
         self._collectors = trio.CapacityLimiter(1)
-        self._parts: _Parts | None = None
+        self._store: BlockingStore | None = None
 
     async def open(self) -> None:
         """Make or check the store and connect to it. Raises StoreUnavailable."""
-        self._parts = await trio.to_thread.run_sync(_open, self.path, self._grace_ms, limiter=self._writers)
+        self._store = await trio.to_thread.run_sync(
+            lambda: BlockingStore(self.path, grace_s=self._grace_s), limiter=self._writers
+        )
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -70,49 +63,49 @@ class EmbeddedStore:
 
     async def put(self, blocks: Sequence[Block]) -> int:
         """See BlockStore. Blocks that a read found damaged are written again; `repair` looks for damage itself."""
-        return await self._in_thread(self._writers, lambda parts: parts.rows.put(blocks, _check_cancelled))
+        return await self._in_thread(self._writers, lambda store: store.rows.put(blocks, _check_cancelled))
 
     async def get(self, cid: CID) -> bytes:
         """See BlockStore. A block whose row is there but whose bytes are gone is BlockCorrupt, not BlockNotFound."""
-        return await self._in_thread(self._readers, lambda parts: parts.rows.get(cid))
+        return await self._in_thread(self._readers, lambda store: store.rows.get(cid))
 
     async def get_many(self, cids: Sequence[CID]) -> Mapping[CID, bytes]:
         """See BlockStore. Everything is in memory at once: ask for as much as you want to hold."""
-        return await self._in_thread(self._readers, lambda parts: parts.rows.get_many(cids))
+        return await self._in_thread(self._readers, lambda store: store.rows.get_many(cids))
 
     async def has(self, cids: Sequence[CID]) -> set[CID]:
         """See BlockStore. Looks at the database only; blocks known to be damaged don't count."""
-        return await self._in_thread(self._readers, lambda parts: parts.rows.has(cids))
+        return await self._in_thread(self._readers, lambda store: store.rows.has(cids))
 
     async def stats(self) -> StoreStats:
         """See BlockStore. Cheap with any number of blocks."""
-        return await self._in_thread(self._readers, lambda parts: parts.rows.stats())
+        return await self._in_thread(self._readers, lambda store: store.rows.stats())
 
     async def refresh(self, cids: Sequence[CID]) -> set[CID]:
         """Those of `cids` that are stored, and keep them from gc for another grace, as a put would.
 
         For whoever is going to pin a DAG with blocks that were stored long ago and may be in no pinned DAG now.
         """
-        return await self._in_thread(self._writers, lambda parts: parts.rows.refresh(cids, _check_cancelled))
+        return await self._in_thread(self._writers, lambda store: store.rows.refresh(cids, _check_cancelled))
 
     async def repair(self, blocks: Sequence[Block]) -> int:
         """Put that trusts nothing: what is stored of `blocks` is read, and written again if damaged or missing.
 
         Returns how many had to be written. Durable on return, like `put`.
         """
-        return await self._in_thread(self._writers, lambda parts: parts.rows.repair(blocks, _check_cancelled))
+        return await self._in_thread(self._writers, lambda store: store.rows.repair(blocks, _check_cancelled))
 
     async def pin(self, pin: Pin) -> None:
         """See PinStore."""
-        await self._in_thread(self._writers, lambda parts: parts.pins.add(pin))
+        await self._in_thread(self._writers, lambda store: store.pins.add(pin))
 
     async def unpin(self, owner: str, cid: CID) -> None:
         """See PinStore."""
-        await self._in_thread(self._writers, lambda parts: parts.pins.remove(owner, cid))
+        await self._in_thread(self._writers, lambda store: store.pins.remove(owner, cid))
 
     async def pins(self, owner: str | None = None) -> list[Pin]:
         """See PinStore."""
-        return await self._in_thread(self._readers, lambda parts: parts.pins.list(owner))
+        return await self._in_thread(self._readers, lambda store: store.pins.list(owner))
 
     async def gc(self, links_of: LinksOf) -> int:
         """See PinStore; why it is safe beside other processes is told in `collect.py`.
@@ -120,51 +113,20 @@ class EmbeddedStore:
         `links_of` is called in a thread. Cancellation leaves the store whole, with some of the garbage removed.
         """
 
-        def collect(parts: _Parts) -> int:
-            stamped_until = parts.clock.now_ms() - self._grace_ms
-            return Collection(parts.db, parts.blobs, parts.rows, _check_cancelled).run(links_of, stamped_until)
-
-        return await self._in_thread(self._collectors, collect)
+        return await self._in_thread(self._collectors, lambda store: store.gc(links_of, _check_cancelled))
 
     async def aclose(self) -> None:
         """See BlockStore. Calls that are under way must have ended."""
-        parts, self._parts = self._parts, None
-        if parts is not None:
+        store, self._store = self._store, None
+        if store is not None:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(parts.close, limiter=self._writers)
+                await trio.to_thread.run_sync(store.close, limiter=self._writers)
 
-    async def _in_thread(self, limiter: trio.CapacityLimiter, call: Callable[[_Parts], T]) -> T:
-        parts = self._parts
-        if parts is None:
+    async def _in_thread(self, limiter: trio.CapacityLimiter, call: Callable[[BlockingStore], T]) -> T:
+        store = self._store
+        if store is None:
             raise StoreUnavailable(f"the store {self.path} is not open")
-        return await trio.to_thread.run_sync(call, parts, limiter=limiter)
-
-
-class _Parts:
-    """What an open store is made of."""
-
-    def __init__(self, db: Database, blobs: BlobFiles, clock: StoreClock, grace_ms: int) -> None:
-        self.db = db
-        self.blobs = blobs
-        self.clock = clock
-        self.rows = BlockRows(db, blobs, clock, grace_ms)
-        self.pins = PinRows(db)
-
-    def close(self) -> None:
-        self.blobs.close()
-        self.db.close()
-
-
-def _open(path: str, grace_ms: int) -> _Parts:
-    prepare(path)
-    try:
-        db = Database(path)
-        clock = start_clock(db)
-        blobs = BlobFiles(path)
-        blobs.sweep()
-    except OSError as err:
-        raise StoreUnavailable(explain_os_error(path, err)) from err
-    return _Parts(db, blobs, clock, grace_ms)
+        return await trio.to_thread.run_sync(call, store, limiter=limiter)
 
 
 def _check_cancelled() -> None:

@@ -39,6 +39,10 @@ _IN_MAX = 500
 T = TypeVar("T")
 
 
+def never() -> None:
+    """A `check` for calls that nobody cancels."""
+
+
 class Row(NamedTuple):
     """What `blocks` says of one block."""
 
@@ -92,7 +96,7 @@ class BlockRows:
         # blocks only reads, unless a quarter of the grace has passed. The rest of the grace is what callers rely on.
         self._stamp_age_ms = grace_ms // 4
 
-    def put(self, blocks: Sequence[Block], check: Callable[[], None]) -> int:
+    def put(self, blocks: Sequence[Block], check: Callable[[], None] = never) -> int:
         """See BlockStore.put. `check` is called now and then and may raise; what is committed by then stays."""
         new = 0
         pending = list({block.cid: block for block in blocks}.values())
@@ -253,7 +257,7 @@ class BlockRows:
                     (row.id, row.stamp, row.file),
                 )
 
-    def repair(self, blocks: Sequence[Block], check: Callable[[], None]) -> int:
+    def repair(self, blocks: Sequence[Block], check: Callable[[], None] = never) -> int:
         """Read what is stored of `blocks`, write again what is damaged or missing; returns how many that were."""
         for block in blocks:
             check()
@@ -268,7 +272,7 @@ class BlockRows:
         with self._db.reading() as c:
             return {row.cid for row in select(c, cids) if not row.damaged}
 
-    def refresh(self, cids: Sequence[CID], check: Callable[[], None]) -> set[CID]:
+    def refresh(self, cids: Sequence[CID], check: Callable[[], None] = never) -> set[CID]:
         """Those of `cids` that are stored; their grace begins anew, as if they were put again."""
         old = self._clock.now_ms() - self._stamp_age_ms
         present: set[CID] = set()
