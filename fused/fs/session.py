@@ -114,7 +114,7 @@ class _Loop:
         self._stock_loop = getattr(pyfuse3, "_session_loop", None)
         self.reader: RequestReader | None = None
         if fd is None or self._stock_wait is None or self._stock_loop is None:
-            log.warning("pyfuse3 %s is not the one we know: using its own request loop", pyfuse3.__version__)
+            log.warning("pyfuse3 %s is not as we know it: using its own request loop", pyfuse3.__version__)
             return
         self.reader = RequestReader(fd)
         # A request can vanish between poll and read, when its program is killed. A blocking read would then stop the

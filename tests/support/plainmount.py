@@ -1,77 +1,207 @@
-"""A mount without the rest of the program: `python plainmount.py DIR [option ...]` covers DIR until it is unmounted.
+"""A mount without the rest of the program, for tests of the `fs` layer through the kernel.
 
-Prints `ready` when requests are served, and at SIGUSR1 one JSON line with the counters. Options are the keyword
-arguments of `MountOptions` that are flags: read_only, allow_other, write_through; `stock` keeps pyfuse3's own loop.
+As a script, `plainmount.py DIR [option ...]` covers DIR until it is unmounted. It prints `ready` when requests are
+served, and at SIGUSR1 a JSON line with counters. Options: read_only, allow_other, write_through; `stock` keeps
+pyfuse3's own request loop; `ticks` runs a task that counts its own wake-ups every millisecond.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import os
+import select
 import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import trio
+import pytest
 
-from fused.fs import mounts, session
-from fused.fs.changes_protocol import NullChangeSink
-from fused.fs.filesystem import FileSystem
+from tests.support.poll import wait_until
 
-
-def counters(fs: FileSystem) -> str:
-    """What the tests ask for."""
-    return json.dumps(
-        {
-            "inodes": fs.inode_count(),
-            "handles": fs.handle_count(),
-            "orphans": fs.reach.orphan_count(),
-            "writers": [os.fsdecode(path) for path in fs.writers()],
-            "requests": {kind: [stats.count, stats.errors] for kind, stats in fs.counters().items()},
-            "p50": {kind: stats.p50_us for kind, stats in fs.counters().items()},
-        }
-    )
+REPO = Path(__file__).resolve().parents[2]
+NOBODY = 65534
 
 
-async def run(directory: str, options: set[str]) -> None:
-    """Serve until unmounted."""
+def as_user(uid: int, *groups: int) -> list[str]:
+    """The start of a command line that runs the rest as an ordinary user."""
+    supplementary = [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", *supplementary]
+
+
+class PlainMount:
+    """`path` is the mount, `plain` the covered directory beneath it, through a descriptor opened before."""
+
+    def __init__(self, path: Path, *options: str, uid: int | None = None) -> None:
+        self.path = path
+        path.mkdir(exist_ok=True)
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        self.plain = Path(f"/proc/{os.getpid()}/fd/{self._fd}")
+        command = [sys.executable, "-m", "tests.support.plainmount", str(path), *options]
+        environ = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.log = path.parent / f"{path.name}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*(as_user(uid) if uid is not None else []), *command],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environ,
+                cwd="/",
+            )
+        try:
+            assert self._line() == b"ready\n", self.log.read_text(errors="replace")
+        except BaseException:
+            self.close()
+            raise
+
+    def _line(self) -> bytes:
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], 20)
+        assert readable, "no answer within 20 s"
+        return self.process.stdout.readline()
+
+    def counters(self) -> dict[str, Any]:
+        """What the daemon counts: inodes, handles, orphans, writers, requests as {kind: [count, errors]}."""
+        self.process.send_signal(signal.SIGUSR1)
+        counted: dict[str, Any] = json.loads(self._line())
+        return counted
+
+    def requests_during(self, work: Callable[[], object]) -> dict[str, int]:
+        """How many requests of each kind were served while `work` ran."""
+        before = self.counters()["requests"]
+        work()
+        after = self.counters()["requests"]
+        return {kind: n - before.get(kind, [0])[0] for kind, (n, _) in after.items() if n != before.get(kind, [0])[0]}
+
+    def cpu_ticks(self) -> int:
+        """CPU time of the daemon so far, in clock ticks."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    def mounted(self) -> bool:
+        """Whether the kernel still shows the mount."""
+        return any(line.split()[4] == str(self.path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+    def unmount(self) -> None:
+        """Unmount in order; the daemon ends by itself, without a complaint."""
+        done = subprocess.run(["fusermount3", "-u", "--", self.path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert self.process.wait(20) == 0, self.log.read_text(errors="replace")
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self.process.poll() is None and self.mounted():
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                self.unmount()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(20)
+        if self.mounted():
+            subprocess.run(["fusermount3", "-u", "-z", "--", self.path], check=True)
+            wait_until(lambda: not self.mounted(), "unmounted directory")
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        os.close(self._fd)
+
+
+@pytest.fixture
+def new_plain_mount(tmp_path: Path) -> Iterator[Callable[..., PlainMount]]:
+    """Makes mounts over new directories (or over `path=`). Afterwards their logs must not complain."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("/dev/fuse is missing")
+    made: list[PlainMount] = []
+
+    def make(*options: str, path: Path | None = None, uid: int | None = None) -> PlainMount:
+        made.append(PlainMount(path or tmp_path / f"mount{len(made)}", *options, uid=uid))
+        return made[-1]
+
+    yield make
+    for mount in reversed(made):
+        mount.close()
+    for mount in made:
+        for line in mount.log.read_text(errors="replace").splitlines():
+            expected = "using its own request loop" in line
+            assert expected or not line.startswith(("WARNING", "ERROR", "Traceback")), mount.log.read_text()
+
+
+@pytest.fixture
+def plain_mount(new_plain_mount: Callable[..., PlainMount]) -> PlainMount:
+    """A mount over an empty directory."""
+    return new_plain_mount()
+
+
+async def _run(directory: str, options: set[str]) -> None:
+    import trio
+
+    from fused.fs import mounts, session
+    from fused.fs.changes_protocol import NullChangeSink
+    from fused.fs.filesystem import FileSystem
+
+    if "stock" in options:
+        setattr(session, "_fuse_fds", set)  # noqa: B010 - as if the session's descriptor could not be told
     root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    allow_other, write_through = "allow_other" in options, "write_through" in options
-    read_only = "read_only" in options
     fs = FileSystem(
-        root_fd, NullChangeSink(), private=not allow_other, write_through=write_through, read_only=read_only
+        root_fd,
+        NullChangeSink(),
+        private="allow_other" not in options,
+        write_through="write_through" in options,
+        read_only="read_only" in options,
     )
     mount_options = session.MountOptions(
         mountpoint=directory,
         fsname=mounts.source_name("/nowhere"),
-        read_only=read_only,
-        allow_other=allow_other,
-        write_through=write_through,
+        read_only="read_only" in options,
+        allow_other="allow_other" in options,
+        write_through="write_through" in options,
     )
+    ticks = 0
+
+    async def count_ticks() -> None:
+        nonlocal ticks
+        while True:
+            await trio.sleep(0.001)
+            ticks += 1
+
+    def counters() -> str:
+        return json.dumps(
+            {
+                "inodes": fs.inode_count(),
+                "handles": fs.handle_count(),
+                "orphans": fs.reach.orphan_count(),
+                "writers": [os.fsdecode(path) for path in fs.writers()],
+                "requests": {kind: [stats.count, stats.errors] for kind, stats in fs.counters().items()},
+                "p50_us": {kind: stats.p50_us for kind, stats in fs.counters().items()},
+                "ticks": ticks,
+            }
+        )
 
     async def answer_signals() -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
                 fs.inodes.check_invariants()
-                print(counters(fs), flush=True)
+                print(counters(), flush=True)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer_signals)
+        if "ticks" in options:
+            nursery.start_soon(count_ticks)
         await session.serve(fs, mount_options, lambda: print("ready", flush=True))
         nursery.cancel_scope.cancel()
     os.close(root_fd)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """See the module's docstring."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    directory, *options = sys.argv[1:]
-    if "stock" in options:
-        import pyfuse3
+    import logging
 
-        del pyfuse3._wait_fuse_readable
-    trio.run(run, os.path.realpath(directory), set(options))
+    import trio
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    trio.run(_run, os.path.realpath(arguments[0]), set(arguments[1:]))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
