@@ -12,35 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.compare import assert_same_tree
-from tests.support.mountproc import MountProcess, run
+from tests.support.mountproc import MountProcess
+from tests.support.plainmount import new_plain_mount, plain_mount  # noqa: F401 - fixtures of the POSIX tests
+from tests.support.workspace import Workspace
 
 # Read when this file is loaded: the `clean_env` fixture takes our variables away.
 PLAIN = os.environ.get("IPFSFS_TEST_PLAIN") == "1"
-
-
-class Workspace:
-    """A directory to work in. `check` proves that what was done there can be had again from the store."""
-
-    def __init__(self, path: Path, outside: Path, mount: MountProcess | None) -> None:
-        self.path = path
-        self.outside = outside
-        self.mount = mount
-        self._checks = 0
-
-    def check(self) -> None:
-        """Store everything, bring it back elsewhere, and compare; then compare with the plain files beneath."""
-        self._checks += 1
-        restored = self.outside / f"restored-{self._checks}"
-        if self.mount is None:
-            run(["cp", "-a", self.path, restored], cwd=self.outside)
-            assert_same_tree(self.path, restored)
-            return
-        snapshot = self.mount.sync()
-        self.mount.restore(snapshot, restored)
-        assert_same_tree(self.path, restored)
-        assert_same_tree(self.path, self.mount.plain)
-        shutil.rmtree(restored)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Workspace
 from tests.support.mountproc import run
+from tests.support.workspace import Workspace
 
 WRITERS = 4
 ROWS = 250

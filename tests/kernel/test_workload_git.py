@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Workspace
 from tests.support.mountproc import run
+from tests.support.workspace import Workspace
 
 ENV = {
     "GIT_CONFIG_GLOBAL": "/dev/null",

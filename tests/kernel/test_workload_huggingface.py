@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Workspace
 from tests.support.mountproc import run
+from tests.support.workspace import Workspace
 
 REPO = "someone/some-model"
 COMMITS = ["1" * 40, "2" * 40]

@@ -9,8 +9,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from tests.kernel.conftest import Workspace
 from tests.support.mountproc import run
+from tests.support.workspace import Workspace
 
 MODULES = 300
 

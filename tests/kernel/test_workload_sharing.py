@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kernel.conftest import Workspace
+from tests.support.workspace import Workspace
 
 APPENDERS = 8
 LINES = 500

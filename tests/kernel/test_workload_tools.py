@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Workspace
 from tests.support.compare import assert_same_tree
 from tests.support.mountproc import run
+from tests.support.workspace import Workspace
 
 
 def make_tree(root: Path, seed: int = 3) -> None:

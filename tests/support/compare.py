@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 _KINDS = {
     stat.S_IFREG: "file",
@@ -25,7 +26,7 @@ _KINDS = {
 def walk(root: bytes, skip: Callable[[bytes], bool] = lambda path: False) -> Iterator[tuple[bytes, os.stat_result]]:
     """Every path below `root`, relative to it, with its lstat; the root itself comes first as b""."""
     todo = [b""]
-    yield b"", os.lstat(root)
+    yield b"", os.stat(root)  # `root` may be a symbolic link, such as those in /proc/PID/fd
     while todo:
         directory = todo.pop()
         for name in sorted(os.listdir(os.path.join(root, directory))):
@@ -49,9 +50,9 @@ def _xattrs(path: bytes) -> dict[str, bytes]:
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
 
 
-def _describe(path: bytes, st: os.stat_result, mtimes: bool) -> dict[str, object]:
+def _describe(path: bytes, st: os.stat_result, mtimes: bool) -> dict[str, Any]:
     kind = _KINDS[stat.S_IFMT(st.st_mode)]
-    seen: dict[str, object] = {"kind": kind, "uid": st.st_uid, "gid": st.st_gid}
+    seen: dict[str, Any] = {"kind": kind, "uid": st.st_uid, "gid": st.st_gid}
     if kind != "link":
         seen["mode"] = oct(stat.S_IMODE(st.st_mode))
     if mtimes:
@@ -69,10 +70,10 @@ def _describe(path: bytes, st: os.stat_result, mtimes: bool) -> dict[str, object
 
 def describe_tree(
     root: Path | str | bytes, *, mtimes: bool = True, skip: Callable[[bytes], bool] = lambda path: False
-) -> dict[bytes, dict[str, object]]:
+) -> dict[bytes, dict[str, Any]]:
     """What there is below `root`, by relative path. Hard links of one file name each other under `links`."""
     base = os.fsencode(root)
-    tree: dict[bytes, dict[str, object]] = {}
+    tree: dict[bytes, dict[str, Any]] = {}
     groups: dict[tuple[int, int], list[bytes]] = {}
     for path, st in walk(base, skip):
         tree[path] = _describe(os.path.join(base, path), st, mtimes)
@@ -90,6 +91,7 @@ def differences(
     actual: Path | str | bytes,
     *,
     mtimes: bool = True,
+    mtime_slack_ns: int = 0,
     skip: Callable[[bytes], bool] = lambda path: False,
 ) -> list[str]:
     """One line for each difference; empty if the trees are the same."""
@@ -100,6 +102,8 @@ def differences(
     for path in sorted(left.keys() & right.keys()):
         for field in sorted(left[path].keys() | right[path].keys()):
             before, after = left[path].get(field), right[path].get(field)
+            if field == "mtime_ns" and abs(before - after) <= mtime_slack_ns:
+                continue
             if before != after:
                 lines.append(f"{path!r}: {field} is {after!r}, not {before!r}")
     return lines
@@ -110,8 +114,9 @@ def assert_same_tree(
     actual: Path | str | bytes,
     *,
     mtimes: bool = True,
+    mtime_slack_ns: int = 0,
     skip: Callable[[bytes], bool] = lambda path: False,
 ) -> None:
     """Fail with the first differences, if there are any."""
-    lines = differences(expected, actual, mtimes=mtimes, skip=skip)
+    lines = differences(expected, actual, mtimes=mtimes, mtime_slack_ns=mtime_slack_ns, skip=skip)
     assert not lines, f"{len(lines)} differences:\n" + "\n".join(lines[:20])
