@@ -163,14 +163,11 @@ class Collection:
 
     def _shrink(self) -> None:
         """Give the free pages of the database back to the file system."""
-        while True:
+        more = True
+        while more:
             self._check()
             started = time.monotonic()
-            with self._db.reading() as c:
-                if not c.execute("PRAGMA freelist_count").fetchone()[0]:
-                    return
-            with self._db.writing() as c:
-                c.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            more = self._db.shrink(_VACUUM_PAGES)
             _let_others_write(started)
 
 

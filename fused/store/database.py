@@ -125,6 +125,14 @@ class Database:
                         connection.execute("ROLLBACK")
                 raise
 
+    def shrink(self, pages: int) -> bool:
+        """Give at most `pages` free pages back to the file system; returns whether there may be more."""
+        with self._write_lock, self.reading() as connection:
+            self._check_still_there()
+            # A transaction by itself. Python's `execute` steps a statement without columns once, which is one page.
+            connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+            return bool(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Turn errors of SQLite and of the file system into StoreUnavailable with a sentence for a person."""

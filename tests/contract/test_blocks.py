@@ -12,7 +12,7 @@ import trio
 from fused.cid import CID, DAG_CBOR, RAW, cid_of
 from fused.errors import BlockNotFound
 from fused.store.base import Block, BlockStore
-from tests.support.blocks import random_blocks, raw
+from tests.support.toy_blocks import random_blocks, raw
 
 MIB = 1 << 20
 

@@ -9,7 +9,7 @@ import pytest
 from fused.cid import CID, RAW
 from fused.errors import BlockNotFound
 from fused.store.base import BlockStore, Pin, PinStore
-from tests.support.blocks import links_of, node, random_blocks, raw
+from tests.support.toy_blocks import links_of, node, random_blocks, raw
 
 
 class Pinning(BlockStore, PinStore, Protocol):

@@ -15,7 +15,7 @@ import trio
 
 from fused.store.base import Pin
 from fused.store.embedded import EmbeddedStore
-from tests.support.blocks import links_of, node, random_blocks
+from tests.support.toy_blocks import links_of, node, random_blocks
 
 
 async def put(path: str, seed: int, count: int, size: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fused.store.blocking import BlockingStore
-from tests.support.blocks import links_of, random_blocks
+from tests.support.toy_blocks import links_of, random_blocks
 
 
 def state(path: Path) -> tuple[str, int, int]:

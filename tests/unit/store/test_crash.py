@@ -12,8 +12,8 @@ import pytest
 
 from fused.store.base import Pin
 from fused.store.blocking import BlockingStore
-from tests.support.blocks import links_of, random_blocks
 from tests.support.store_files import blob_files, check_invariants, temporary_files
+from tests.support.toy_blocks import links_of, random_blocks
 
 
 @pytest.fixture

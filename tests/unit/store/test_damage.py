@@ -13,8 +13,8 @@ from fused.cid import format_cid
 from fused.errors import BlockCorrupt
 from fused.store.base import Pin
 from fused.store.embedded import EmbeddedStore
-from tests.support.blocks import links_of, node, random_blocks
 from tests.support.store_files import block_file, change_block, cut, empty, flip_bit, lengthen
+from tests.support.toy_blocks import links_of, node, random_blocks
 
 SMALL, LARGE = 1000, 100_000
 

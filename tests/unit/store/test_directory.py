@@ -14,7 +14,7 @@ import trio
 
 from fused.errors import StoreUnavailable
 from fused.store.embedded import EmbeddedStore
-from tests.support.blocks import random_blocks
+from tests.support.toy_blocks import random_blocks
 
 
 @pytest.fixture

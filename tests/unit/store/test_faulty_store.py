@@ -9,8 +9,8 @@ import trio.testing
 from fused.errors import StoreUnavailable
 from fused.store.base import Pin
 from fused.store.memory import MemoryStore
-from tests.support.blocks import random_blocks
 from tests.support.faulty_store import Delay, Fail, FaultyStore, Hold
+from tests.support.toy_blocks import random_blocks
 
 
 async def test_the_nth_call_fails_and_stores_nothing() -> None:

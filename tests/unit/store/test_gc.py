@@ -17,8 +17,8 @@ from fused.errors import BlockNotFound
 from fused.store.base import Block, Pin
 from fused.store.blocking import BlockingStore
 from fused.store.embedded import EmbeddedStore
-from tests.support.blocks import links_of, node, random_blocks, raw
 from tests.support.store_files import age, blob_files, check_invariants
+from tests.support.toy_blocks import links_of, node, random_blocks, raw
 
 HOUR = 3600.0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fused.store.blocking import BlockingStore
-from tests.support.blocks import links_of, random_blocks
 from tests.support.store_files import blob_files, check_invariants, temporary_files
+from tests.support.toy_blocks import links_of, random_blocks
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -7,8 +7,8 @@ import pytest
 from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable
 from fused.store.memory import MemoryStore
 from fused.store.verify import VerifyingStore
-from tests.support.blocks import random_blocks
 from tests.support.faulty_store import Cut, Fail, FaultyStore, FlipBit, Forget
+from tests.support.toy_blocks import random_blocks
 
 
 @pytest.mark.parametrize("size", [10, 1000, 200_000])  # below and above what is hashed in place
