@@ -91,6 +91,8 @@ def format_cid(cid: CID) -> str:
 def parse_cid(text: str) -> CID:
     """The CID that `text` names, in any base. Raises UsageError with a sentence for a person if it is none."""
     try:
+        if "/" in text:  # libipld takes whatever stands before "/ipfs/" for nothing
+            raise ValueError
         parts = libipld.decode_cid(text)
         digest = parts["hash"]
         if parts["version"] == 0:

@@ -83,6 +83,20 @@ class DagError(IpfsfsError):
         self.cid = cid
 
 
+class NamesCollide(IpfsfsError):
+    """Two names with the same hash: no sharded directory can hold both, here or in Kubo.
+
+    By chance that takes billions of names; on purpose it is easy, since the hash is not a cryptographic one.
+    Leave one of `names` out and build the directory again.
+    """
+
+    def __init__(self, first: bytes, second: bytes) -> None:
+        super().__init__(
+            f"the names {first!r} and {second!r} have the same hash, so no sharded directory can hold both"
+        )
+        self.names = (first, second)
+
+
 class PathNotInDag(IpfsfsError):
     """The DAG has no entry of this name."""
 

@@ -75,7 +75,7 @@ def directory(entries: Iterable[DirEntry], seal: Seal = plain_seal) -> tuple[CID
     """The node of a directory, or the HAMT of a large one: root, blocks (children first), tsize.
 
     `entries` come in any order. Raises ValueError for a name that no directory can have or that comes twice, and
-    DagError for names that can't be in one HAMT (`hamt.build_hamt`).
+    NamesCollide for names that can't be in one HAMT.
     """
     ordered = sorted(entries)
     previous = None

@@ -16,7 +16,7 @@ import mmh3
 from fused.cid import CID, DAG_PB
 from fused.dag.dagpb import PBLink, PBNode, encode_link, encode_node
 from fused.dag.unixfs import HASH_MURMUR3, UnixFS, shard_data
-from fused.errors import DagError
+from fused.errors import DagError, NamesCollide
 from fused.types import Block
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def hash_name(name: bytes) -> int:
 def build_hamt(entries: Sequence[tuple[bytes, CID, int]], seal: Seal) -> tuple[CID, list[Block], int]:
     """The trie of `entries` (name, CID, tsize; names unique): its root, all its blocks, its cumulative size.
 
-    Raises DagError if two names have the same 64-bit hash; no sharded directory can hold both (Kubo: "sharded
-    directory too deep"). By chance that takes billions of names; on purpose it is easy, murmur3 being what it is.
+    Raises NamesCollide if two names have the same 64-bit hash (Kubo: "sharded directory too deep").
     """
     hashed = sorted([(hash_name(name), name, cid, tsize) for name, cid, tsize in entries])
     blocks: list[Block] = []
@@ -57,9 +56,7 @@ def _build_shard(
 ) -> tuple[CID, int]:
     """Append the blocks of one shard, children first. Recursion ends with the hash bits, after 8 levels."""
     if shift < 0:
-        raise DagError(
-            f"the names {hashed[0][1]!r} and {hashed[1][1]!r} have the same hash and can't share a directory"
-        )
+        raise NamesCollide(hashed[0][1], hashed[1][1])
     links: list[bytes] = []
     bitfield = total = 0
     for slot, group in groupby(hashed, lambda entry: entry[0] >> shift & FANOUT - 1):

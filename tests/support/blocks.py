@@ -1,36 +1,30 @@
-"""Blocks for tests of stores, and a toy codec for links: a node is a row of CIDs, then anything."""
+"""Blocks in a dict: the least that reading a tree needs, and a count of what it took."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 
-from fused.cid import CID, DAG_CBOR, RAW, cid_of, codec_of
-from fused.store.base import Block
-
-
-def raw(content: bytes) -> Block:
-    """A leaf."""
-    return Block(cid_of(RAW, content), content)
+from fused.cid import CID
+from fused.errors import BlockNotFound
+from fused.types import Block
 
 
-def random_blocks(count: int, size: int, seed: int = 0) -> list[Block]:
-    """`count` different leaves of `size` bytes, the same for the same seed."""
-    rng = random.Random(f"{seed} {count} {size}")
-    return [raw(rng.randbytes(size)) for _ in range(count)]
+class Blocks:
+    """`get` and `get_many` over a dict. `fetched` lists every block that was asked for, in order."""
 
+    def __init__(self, blocks: Iterable[Block] = ()) -> None:
+        self.data: dict[CID, bytes] = dict(blocks)
+        self.fetched: list[CID] = []
 
-def node(*links: CID, salt: bytes = b"") -> Block:
-    """A block that links to `links`, which must be under sha2-256 or short. `salt` makes it another block."""
-    content = b"".join(bytes((len(link),)) + link for link in links) + b"\0" + salt
-    return Block(cid_of(DAG_CBOR, content), content)
+    def add(self, blocks: Iterable[Block]) -> None:
+        self.data.update(blocks)
 
+    async def get(self, cid: CID) -> bytes:
+        self.fetched.append(cid)
+        try:
+            return self.data[cid]
+        except KeyError:
+            raise BlockNotFound(cid) from None
 
-def links_of(cid: CID, content: bytes) -> Iterator[CID]:
-    """The links of a block made by `node` or `raw`; what `gc` is given."""
-    if codec_of(cid) == RAW:
-        return
-    at = 0
-    while length := content[at]:
-        yield CID(content[at + 1 : at + 1 + length])
-        at += 1 + length
+    async def get_many(self, cids: Sequence[CID]) -> Mapping[CID, bytes]:
+        return {cid: await self.get(cid) for cid in cids}
