@@ -91,9 +91,7 @@ class NamesCollide(IpfsfsError):
     """
 
     def __init__(self, first: bytes, second: bytes) -> None:
-        super().__init__(
-            f"the names {first!r} and {second!r} have the same hash, so no sharded directory can hold both"
-        )
+        super().__init__(f"{first!r} and {second!r} have the same hash, so no sharded directory can hold both")
         self.names = (first, second)
 
 
