@@ -27,5 +27,5 @@ def run(args: argparse.Namespace) -> int:
 
     from fused.cli.main import COMMANDS, build_parser
 
-    print(shtab.complete(build_parser(COMMANDS), shell=args.shell))
+    print(shtab.complete(build_parser(COMMANDS, brief=True), shell=args.shell))
     return Exit.OK

@@ -42,6 +42,7 @@ _CODES: tuple[tuple[type[errors.IpfsfsError], Exit], ...] = (  # the first that 
     (errors.StoreError, Exit.TROUBLE),
     (errors.DagError, Exit.TROUBLE),
     (errors.IndexDamaged, Exit.TROUBLE),
+    (errors.IndexUnavailable, Exit.TROUBLE),
 )
 
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import textwrap
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
@@ -48,12 +51,17 @@ examples:
 """
 
 
-def build_parser(configured: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The parser for all commands, of which those in `configured` know their own arguments."""
+def build_parser(configured: Collection[str] = (), *, brief: bool = False) -> argparse.ArgumentParser:
+    """The parser for all commands, of which those in `configured` know their own arguments.
+
+    `brief`: each command is described by its line in COMMANDS only.
+    """
     parser = argparse.ArgumentParser(
         prog="ipfsfs",
-        description="A FUSE mount over plain directories: unmodified programs work in them as before, "
-        "and everything is stored, deduplicated, verified and versioned in IPFS behind them.",
+        description=_filled(
+            "A FUSE mount over plain directories: unmodified programs work in them as before, "
+            "and everything is stored, deduplicated, verified and versioned in IPFS behind them."
+        ),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -70,7 +78,13 @@ def build_parser(configured: Collection[str] = ()) -> argparse.ArgumentParser:
         )
         if name in configured:
             import_module(f"fused.cli.{name}").configure(sub)
+            sub.description = about if brief else _filled(sub.description or "")
     return parser
+
+
+def _filled(text: str) -> str:
+    """Wrapped, as argparse would without the formatter that leaves the examples as they are."""
+    return textwrap.fill(text, min(shutil.get_terminal_size().columns, 100) - 2)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -94,12 +108,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted")
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails again
+        _drop_output()
         return Exit.BROKEN_PIPE
     except OSError as exc:
+        _drop_output()
         say(f"{os.fsdecode(exc.filename)}: {exc.strerror}" if exc.filename else str(exc.strerror or exc))
         return Exit.FAILED
     return code
+
+
+def _drop_output() -> None:
+    """What is still to be written to standard output is not: flushing it at exit would fail again, with a traceback."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console_main() -> NoReturn:
