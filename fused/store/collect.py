@@ -14,6 +14,9 @@ Other processes put, pin and unpin meanwhile. Nothing that is needed goes, becau
 4. Files go after the row is gone durably, and no other row ever names them (blobs.py).
 
 Two collections at once only remove the same blocks twice.
+
+Removing rows is logged before it frees anything (SQLite's WAL), so on a disk that is full to the last page gc can fail
+with StoreUnavailable until a MiB or so is free.
 """
 
 from __future__ import annotations
