@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.background import Background
 from tests.support.mountproc import MountProcess
 from tests.support.plainmount import new_plain_mount, plain_mount  # noqa: F401 - fixtures of the POSIX tests
 from tests.support.workspace import Workspace
@@ -33,6 +34,14 @@ def workspace(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Worksp
     make: Callable[..., MountProcess] = request.getfixturevalue("new_mount")
     mount = make().start()
     yield Workspace(mount.path, outside, mount)
+
+
+@pytest.fixture
+def background(new_mount: Callable[..., MountProcess]) -> Iterator[Background]:
+    """An empty directory, not mounted yet, for `ipfsfs mount` in the background."""
+    place = Background(new_mount())
+    yield place
+    place.close()
 
 
 @pytest.fixture

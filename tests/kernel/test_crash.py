@@ -205,7 +205,7 @@ def test_what_was_promised_survives_kill_9(
             snapshot, before = this.stored[-1]
             last.append(snapshot)
             target = tmp_path / "restored"
-            mount.ipfsfs("restore", snapshot, "--to", target, "--store-dir", mount.store)
+            mount.restore(snapshot, target)
             problems += (
                 f"snapshot: {problem}"
                 for problem in problems_in(target / this.directory, this.seed, before, stream=True)

@@ -148,7 +148,7 @@ def test_an_unlinked_open_file_goes_on_working(any_mount: PlainMount) -> None:
     assert os.read(again, 100) == b"bef"
     os.write(again, b"ore")
     with pytest.raises(FileNotFoundError):  # as on the host: a file without names gets no new ones
-        os.link(f"/proc/self/fd/{fd}", path, follow_symlinks=True)
+        os.link(f"/proc/self/fd/{fd}", path, dst_dir_fd=fd, follow_symlinks=True)
     os.close(fd)
     assert os.pread(again, 100, 0) == b"before"
     os.truncate(f"/proc/self/fd/{again}", 1)
@@ -386,7 +386,9 @@ def test_warm_reads_and_reopened_files_are_the_kernels(plain_mount: PlainMount) 
     (plain_mount.path / "a").write_bytes(os.urandom(300_000))
     (plain_mount.path / "a").read_bytes()
     requests = plain_mount.requests_during((plain_mount.path / "a").read_bytes)
-    assert set(requests) <= {"open", "release"}
+    # With the write-back cache the kernel asks for the number of blocks after each close (Linux fuse_flush), and
+    # Python's open() for the size: one getattr.
+    assert requests == {"open": 1, "getattr": 1, "release": 1}
 
 
 def test_requests_carry_a_mebibyte(plain_mount: PlainMount) -> None:

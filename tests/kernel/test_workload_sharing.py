@@ -68,21 +68,23 @@ def test_file_mapped_by_two_processes_is_shared(workspace: Workspace) -> None:
     offsets = (4096 * 5 + 8, 4096 * 600)
     sides = _mapper(path, *offsets), _mapper(path, *reversed(offsets))
     last = [0, 0]
-    for turn in range(200):
-        me = turn % 2
-        stdin, stdout = sides[me].stdin, sides[me].stdout
-        assert stdin is not None
-        assert stdout is not None
-        value = turn + 1
-        stdin.write(f"{last[1 - me]} {value}\n")
-        stdin.flush()
-        assert stdout.readline() == "ok\n"
-        last[me] = value
-        if turn == 100:
-            workspace.check()  # while both have it mapped
-    for side in sides:
-        side.communicate(timeout=20)
-        assert side.returncode == 0
+    try:
+        for turn in range(200):
+            me = turn % 2
+            stdin, stdout = sides[me].stdin, sides[me].stdout
+            assert stdin is not None
+            assert stdout is not None
+            value = turn + 1
+            stdin.write(f"{last[1 - me]} {value}\n")
+            stdin.flush()
+            assert stdout.readline() == "ok\n"
+            last[me] = value
+            if turn == 100:
+                workspace.check()  # while both have it mapped
+    finally:
+        for side in sides:
+            side.communicate(timeout=20)
+    assert [side.returncode for side in sides] == [0, 0]
     data = path.read_bytes()
     assert [int.from_bytes(data[at : at + 8], "little") for at in offsets] == last
     workspace.check()

@@ -135,8 +135,8 @@ class MountProcess:
         return status
 
     def restore(self, snapshot: str, to: Path, *paths: str) -> Path:
-        """Bring `snapshot` back into `to`, which must not exist or be empty."""
-        self.ipfsfs("restore", snapshot, *paths, "--to", to, timeout=300)
+        """Bring `snapshot` back into `to`, which must not exist or be empty. Works unmounted, too."""
+        self.ipfsfs("restore", snapshot, *paths, "--to", to, "--store-dir", self.store, timeout=300)
         return to
 
     @property
