@@ -15,8 +15,8 @@ Other processes put, pin and unpin meanwhile. Nothing that is needed goes, becau
 
 Two collections at once only remove the same blocks twice.
 
-Removing rows is logged before it frees anything (SQLite's WAL), so on a disk that is full to the last page gc can fail
-with StoreUnavailable until a MiB or so is free.
+Removing rows is logged before it frees anything (SQLite's WAL), so when small blocks have filled the disk to the last
+page, gc fails with StoreUnavailable until some MiB are free: as many as the log takes before it is folded in.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ async def test_when_the_disk_is_full_put_says_so_and_goes_on_when_there_is_room(
     assert check_invariants(directory / "store") == len(acknowledged) + len(refused)
 
 
-@pytest.mark.parametrize(("count", "size", "room"), [(100, 1000, 7), (2, 500_000, 6)])
+@pytest.mark.parametrize(("count", "size", "room"), [(100, 1000, 20), (2, 500_000, 6)])
 async def test_gc_makes_room_on_a_full_disk(disk: tuple[Path, Resize], count: int, size: int, room: int) -> None:
     directory, resize = disk
     async with EmbeddedStore(directory / "store", grace_s=0) as store:
