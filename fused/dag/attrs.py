@@ -14,11 +14,8 @@ from fused.errors import DagError
 from fused.types import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
+    from fused.dag.node import Get
     from fused.dag.seal import Seal
-
-    Get = Callable[[CID], Awaitable[bytes]]
 
 AttrKind = Literal["dir", "file", "link", "fifo", "sock", "chr", "blk"]
 

@@ -43,9 +43,9 @@ from fused.errors import DagError
 from fused.types import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    Get = Callable[[CID], Awaitable[bytes]]
+    from fused.dag.node import Get
 
 __all__ = [
     "Attrs",

@@ -6,6 +6,7 @@ another size than its parent says, a name in the wrong shard) is refused in `wal
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fused.cid import CID, DAG_CBOR, DAG_PB, RAW, codec_of, inline_block
@@ -15,6 +16,12 @@ from fused.dag.dagpb import MAX_BLOCK, PBNode, decode_node
 from fused.dag.hamt import Shard, decode_shard
 from fused.dag.unixfs import MAX_SIZE, Kind, UnixFS, decode_unixfs
 from fused.errors import DagError
+
+Get = Callable[[CID], Awaitable[bytes]]
+"""Fetches a block: verified, unsealed bytes. Raises what its store raises."""
+
+GetMany = Callable[[Sequence[CID]], Awaitable[Mapping[CID, bytes]]]
+"""The same for many blocks at once; the answer has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,12 @@ def decode(cid: CID, block: bytes) -> Node:
             return SymlinkNode(_target(cid, node, fs))
         case _:
             raise DagError("a UnixFS metadata node, which nobody writes any more", cid)
+
+
+async def fetch_node(get: Get, cid: CID) -> Node:
+    """What the block at `cid` is: from the CID itself if it is an identity CID (Kubo's `--inline`), else from `get`."""
+    inline = inline_block(cid)
+    return decode(cid, await get(cid) if inline is None else inline)
 
 
 def links_of(cid: CID, block: bytes) -> list[CID]:

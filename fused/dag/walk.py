@@ -10,24 +10,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fused.cid import CID, RAW, codec_of, inline_block
 from fused.dag.build import DirEntry, is_entry_name
+from fused.dag.content import Contents, Leaves
+from fused.dag.content import Leaf as Leaf
 from fused.dag.hamt import Shard, hash_name
-from fused.dag.node import DirectoryNode, FileNode, Node, SymlinkNode, decode
+from fused.dag.node import DirectoryNode, FileNode, Node, SymlinkNode, fetch_node
 from fused.dag.node import links_of as links_of
+from fused.dag.unixfs import MAX_SIZE
 from fused.errors import DagError, PathNotInDag
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator
 
-    Get = Callable[[CID], Awaitable[bytes]]
-    GetMany = Callable[[Sequence[CID]], Awaitable[Mapping[CID, bytes]]]
-
-MAX_FILE_DEPTH = 64
-"""Levels of nodes in a file: even a tree of two links a node and one byte a leaf needs no more for 2**63 bytes."""
-
-BATCH = 16
-"""Leaves asked for at once where `get_many` is given: 16 MiB in memory at our chunk size."""
+    from fused.cid import CID
+    from fused.dag.node import Get, GetMany
 
 
 class NodeStat(NamedTuple):
@@ -37,22 +33,9 @@ class NodeStat(NamedTuple):
     size: int
 
 
-class Leaf(NamedTuple):
-    """A block of a file and the content bytes in it."""
-
-    cid: CID
-    size: int
-
-
-async def fetch(get: Get, cid: CID) -> bytes:
-    """The block at `cid`: from the CID itself if it is an identity CID (Kubo's `--inline`), else from `get`."""
-    inline = inline_block(cid)
-    return await get(cid) if inline is None else inline
-
-
 async def stat_node(get: Get, root: CID) -> NodeStat:
     """What the node at `root` is."""
-    match await _node(get, root):
+    match await fetch_node(get, root):
         case FileNode(size=size):
             return NodeStat("file", size)
         case SymlinkNode(target=target):
@@ -63,45 +46,23 @@ async def stat_node(get: Get, root: CID) -> NodeStat:
 
 async def read_link(get: Get, root: CID) -> bytes:
     """The target of a symbolic link. Raises DagError if `root` is something else."""
-    node = await _node(get, root)
+    node = await fetch_node(get, root)
     if not isinstance(node, SymlinkNode):
         raise DagError("not a symbolic link", root)
     return node.target
 
 
-async def list_directory(get: Get, root: CID) -> AsyncIterator[DirEntry]:
+def list_directory(get: Get, root: CID) -> AsyncIterator[DirEntry]:
     """Every entry of a directory, plain or sharded, as the blocks come: in no useful order, each name once.
 
     Raises DagError if `root` is no directory, or a broken one; entries before the broken part have come by then.
     """
-    node = await _node(get, root)
-    if isinstance(node, DirectoryNode):
-        for entry in node.entries:
-            yield entry
-        return
-    shard = _as_shard(node, root)
-    # The path of a shard is the hash bits that lead to it. Each name's hash is compared with its whole path, so a shard
-    # linked from two places fails at its first name, and no name can come twice.
-    stack: list[tuple[Shard, int, int, Iterator[int]]] = [(shard, 0, 0, iter(shard.links))]
-    while stack:
-        shard, depth, path, slots = stack[-1]
-        for slot in slots:
-            link, below = shard.links[slot], path << shard.bits | slot
-            if name := shard.name_in(link):
-                if not is_entry_name(name) or hash_name(name) >> 64 - shard.bits * (depth + 1) != below:
-                    raise DagError(f"a sharded directory with {name!r} where it can't be", shard.cid)
-                yield DirEntry(name, link.cid, link.tsize)
-            else:
-                child = await _subshard(get, shard, link.cid, depth + 1)
-                stack.append((child, depth + 1, below, iter(child.links)))
-                break
-        else:
-            stack.pop()
+    return _Listing(get, root)
 
 
 async def lookup(get: Get, root: CID, name: bytes) -> DirEntry:
     """One entry of a directory, fetching only the shards on its way. Raises PathNotInDag if there is none."""
-    node = await _node(get, root)
+    node = await fetch_node(get, root)
     if isinstance(node, DirectoryNode):
         for entry in node.entries:
             if entry.name == name:
@@ -150,117 +111,65 @@ async def read_range(get: Get, root: CID, offset: int, length: int, *, get_many:
 
     Fetches only the blocks in which they lie and those above, the leaves in batches if `get_many` is given.
     """
-    parts = [part async for part in _contents(get, root, offset, offset + length, get_many)]
+    parts = [part async for part in Contents(get, root, offset, offset + length, get_many)]
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read_file(get: Get, root: CID, *, get_many: GetMany | None = None) -> AsyncIterator[bytes]:
+def read_file(get: Get, root: CID, *, get_many: GetMany | None = None) -> AsyncIterator[bytes]:
     """The file's whole content, leaf by leaf."""
-    async for part in _contents(get, root, 0, None, get_many):
-        yield part
+    return Contents(get, root, 0, MAX_SIZE, get_many)
 
 
-async def leaves(get: Get, root: CID) -> AsyncIterator[Leaf]:
+def leaves(get: Get, root: CID) -> AsyncIterator[Leaf]:
     """The blocks that hold the file's content, in order; raw ones are not fetched. An empty file is its root alone.
 
     Raises DagError for a file that keeps bytes in inner nodes too, as the oldest tools wrote: it has no list of leaves.
     """
-    empty = True
-    async for piece in _pieces(get, root, 0, None):
-        if piece.inner:
-            raise DagError("a file with content in an inner node, which has no list of leaves", piece.cid)
-        empty = False
-        yield Leaf(piece.cid, piece.size)
-    if empty:
-        yield Leaf(root, 0)
+    return Leaves(get, root)
 
 
-class _Piece(NamedTuple):
-    """A stretch of content, from `start` in the file. `data` is None for a raw leaf that was not fetched yet."""
+class _Listing:
+    """What `list_directory` returns: a class, not an async generator, for the reason that `content.py` gives."""
 
-    cid: CID
-    start: int
-    size: int
-    data: bytes | None
-    inner: bool
+    def __init__(self, get: Get, root: CID) -> None:
+        self._get = get
+        self._root: CID | None = root
+        self._entries: Iterator[DirEntry] = iter(())
+        # The path of a shard is the hash bits that lead to it. Each name's hash is compared with its whole path, so a
+        # shard linked from two places fails at its first name, and no name can come twice.
+        self._stack: list[tuple[Shard, int, int, Iterator[int]]] = []  # with its depth, path, slots still to come
 
+    def __aiter__(self) -> _Listing:
+        return self
 
-async def _pieces(get: Get, root: CID, start: int, end: int | None) -> AsyncIterator[_Piece]:
-    """The pieces that hold any byte from `start` to before `end` (None: to the file's end), in order.
-
-    A part that claims no bytes is never entered, so each block fetched stands for at least one byte of the range.
-    """
-    node = _as_file(await _node(get, root), root)
-    end = node.size if end is None else min(end, node.size)
-    # (cid, content before it, bytes the parent says are in it, depth, its node if it is at hand)
-    stack: list[tuple[CID, int, int, int, FileNode | None]] = [(root, 0, node.size, 0, node)]
-    while stack:
-        cid, at, size, depth, known = stack.pop()
-        if at >= end or at + size <= start:
-            continue
-        if known is None:
-            if codec_of(cid) == RAW and inline_block(cid) is None:
-                yield _Piece(cid, at, size, None, False)
+    async def __anext__(self) -> DirEntry:
+        if self._root is not None:
+            await self._start(self._root)
+        for entry in self._entries:
+            return entry
+        while self._stack:
+            shard, depth, path, slots = self._stack[-1]
+            slot = next(slots, None)
+            if slot is None:
+                self._stack.pop()
                 continue
-            known = _as_file(await _node(get, cid), cid)
-            if known.size != size:
-                raise DagError(f"a part of a file with {known.size} bytes where {size} should be", cid)
-        if depth > MAX_FILE_DEPTH:
-            raise DagError(f"a file of more than {MAX_FILE_DEPTH} levels of nodes", cid)
-        if known.data and at < end and at + len(known.data) > start:
-            yield _Piece(cid, at, len(known.data), known.data, bool(known.children))
-        at += len(known.data)
-        below = []
-        for child, part in known.children:
-            if part and at < end and at + part > start:
-                below.append((child, at, part, depth + 1, None))
-            at += part
-        stack += reversed(below)
+            link, below = shard.links[slot], path << shard.bits | slot
+            if name := shard.name_in(link):
+                if not is_entry_name(name) or hash_name(name) >> 64 - shard.bits * (depth + 1) != below:
+                    raise DagError(f"a sharded directory with {name!r} where it can't be", shard.cid)
+                return DirEntry(name, link.cid, link.tsize)
+            child = await _subshard(self._get, shard, link.cid, depth + 1)
+            self._stack.append((child, depth + 1, below, iter(child.links)))
+        raise StopAsyncIteration
 
-
-async def _contents(get: Get, root: CID, start: int, end: int | None, get_many: GetMany | None) -> AsyncIterator[bytes]:
-    batch: list[_Piece] = []
-    async for piece in _pieces(get, root, start, end):
-        batch.append(piece)
-        if get_many is None or len(batch) == BATCH:
-            for part in await _load(get, get_many, batch):
-                yield _clip(part, start, end)
-            batch = []
-    for part in await _load(get, get_many, batch):
-        yield _clip(part, start, end)
-
-
-async def _load(get: Get, get_many: GetMany | None, pieces: list[_Piece]) -> list[_Piece]:
-    """The same pieces, all with data; checked against the size that the parent says."""
-    missing = list({piece.cid for piece in pieces if piece.data is None})
-    if get_many is not None and len(missing) > 1:
-        blocks = await get_many(missing)
-    else:
-        blocks = {cid: await get(cid) for cid in missing}
-    loaded = []
-    for piece in pieces:
-        data = blocks[piece.cid] if piece.data is None else piece.data
-        if len(data) != piece.size:
-            raise DagError(f"a leaf of {len(data)} bytes where {piece.size} should be", piece.cid)
-        loaded.append(piece._replace(data=data))
-    return loaded
-
-
-def _clip(piece: _Piece, start: int, end: int | None) -> bytes:
-    data = piece.data or b""
-    low = max(0, start - piece.start)
-    high = piece.size if end is None else min(piece.size, end - piece.start)
-    return data if low == 0 and high == piece.size else data[low:high]
-
-
-async def _node(get: Get, cid: CID) -> Node:
-    return decode(cid, await fetch(get, cid))
-
-
-def _as_file(node: Node, cid: CID) -> FileNode:
-    if not isinstance(node, FileNode):
-        raise DagError("not a file", cid)
-    return node
+    async def _start(self, root: CID) -> None:
+        node = await fetch_node(self._get, root)
+        self._root = None
+        if isinstance(node, DirectoryNode):
+            self._entries = iter(node.entries)
+        else:
+            shard = _as_shard(node, root)
+            self._stack.append((shard, 0, 0, iter(shard.links)))
 
 
 def _as_shard(node: Node, cid: CID) -> Shard:
@@ -273,7 +182,7 @@ async def _subshard(get: Get, parent: Shard, cid: CID, depth: int) -> Shard:
     """The shard below `parent`. It must not be empty: linked from every slot of every level, we'd visit it for ever."""
     if parent.bits * (depth + 1) > 64:
         raise DagError("a sharded directory deeper than its hash has bits", parent.cid)
-    shard = await _node(get, cid)
+    shard = await fetch_node(get, cid)
     if not isinstance(shard, Shard) or shard.bits != parent.bits or not shard.links:
         raise DagError("not a shard that fits the one above it", cid)
     return shard
