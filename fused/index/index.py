@@ -100,7 +100,8 @@ def _guarded(  # a decorator, so that the lock and the translation of errors sta
                 if "malformed" in str(exc) or "no such" in str(exc):
                     raise IndexDamaged(f"the index {self.path} is damaged: {exc}") from exc
                 raise IndexUnavailable(f"the index {self.path} can't be read or written: {exc}") from exc
-            except sqlite3.DatabaseError as exc:
+            except (sqlite3.DatabaseError, ValueError, OverflowError) as exc:
+                # A flipped bit can turn the type of a value: text that is not UTF-8, a number of another kind.
                 raise IndexDamaged(f"the index {self.path} is damaged: {exc}") from exc
 
     return wrapper
@@ -321,7 +322,7 @@ def read_snapshots(state_dir: str, limit: int = -1) -> list[SnapshotRow]:
         raise FileNotFoundError(path) from exc
     try:
         return _snapshot_rows(db, limit)
-    except sqlite3.DatabaseError as exc:
+    except (sqlite3.DatabaseError, ValueError) as exc:
         raise IndexDamaged(f"the index {path} can't be read ({exc}); mounting rebuilds it") from exc
     finally:
         db.close()

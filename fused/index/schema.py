@@ -97,7 +97,7 @@ def connect(state_dir: str) -> sqlite3.Connection:
     path = os.path.join(state_dir, FILE_NAME)
     try:
         return _open(path)
-    except (sqlite3.DatabaseError, IndexDamaged) as exc:
+    except (sqlite3.DatabaseError, ValueError, IndexDamaged) as exc:
         if isinstance(exc, sqlite3.OperationalError) and "malformed" not in str(exc):
             raise
         log.warning("the index %s can't be read (%s); it is set aside and rebuilt, nothing is lost", path, exc)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fused.sync.excludes import Excludes
     from fused.sync.outbox import Outbox
     from fused.sync.visit import Child, Notes
+    from fused.types import FileKey
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +72,15 @@ class Capturer:
         keys = [c.key for c in wanted if not self.changes.frozen_file(c.key)]
         if keys:
             trio.from_thread.run_sync(self.changes.adopt, keys)
+        linked: dict[FileKey, FileMemo] = {}  # two names of one file have one content, of one instant
         for child in wanted:
+            if child.key in linked:
+                yield child, linked[child.key]
+                continue
             again = False
             memo = None
             try:
                 memo = self._capture(child, memos.get(child.st.st_ino), dir_fd)
-            except FileNotFoundError:
-                log.debug("a file vanished before it could be captured")
             except OSError as exc:
                 skipped.append((join(path, child.name), why_unreadable(exc)))
             except ChangedTooFast:
@@ -88,25 +91,30 @@ class Capturer:
                 # is looked at again; if it counted as dirty, snapshots would be taken without end.
                 self.changes.captured(child.key, stored=not again)
                 continue
+            if child.st.st_nlink > 1:
+                linked[child.key] = memo
             self.outbox.remember_file(child.key, memo)
             self.files += 1
             self.bytes += memo.stat.size
             yield child, memo
 
     def _capture(self, child: Child, memo: FileMemo | None, dir_fd: int) -> FileMemo | None:
-        """None if the name is gone, or stands for something else by now."""
-        if child.fd is not None:
-            # Its name is gone and this read-only descriptor was opened before it went (ChangeLog.kept).
-            return self._ingest(child, memo, child.fd)
-        fd = open_for_reading(child.name, dir_fd)
-        try:
-            st = os.fstat(fd)
-            if key_of(st) != child.key or not stat_.S_ISREG(st.st_mode):
-                kept = self.changes.kept(child.key)
-                return None if kept is None else self._ingest(child, memo, kept)
-            return self._ingest(child, memo, fd)
-        finally:
-            os.close(fd)
+        """None if the file is gone and nobody kept it."""
+        if child.fd is None:
+            try:
+                fd = open_for_reading(child.name, dir_fd)
+            except FileNotFoundError:
+                log.debug("a name went before its file could be captured")
+            else:
+                try:
+                    st = os.fstat(fd)
+                    if key_of(st) == child.key and stat_.S_ISREG(st.st_mode):
+                        return self._ingest(child, memo, fd)
+                finally:
+                    os.close(fd)
+        # The name is gone, or stands for something else by now. What stood there at T was kept, read-only.
+        kept = child.fd if child.fd is not None else self.changes.kept(child.key)
+        return None if kept is None else self._ingest(child, memo, kept)
 
     def _ingest(self, child: Child, memo: FileMemo | None, fd: int) -> FileMemo:
         for _ in range(TRIES - 1):

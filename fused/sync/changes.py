@@ -43,6 +43,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fused.dag.chunker import CHUNK
 from fused.types import FileKey, Stat
@@ -96,6 +97,19 @@ class DirtyFile:
         if self.fresh or self.chunks is None or index in self.chunks:
             return False
         return self.cut is None or (index + 1) * CHUNK <= self.cut
+
+
+class DirtyCounts(NamedTuple):
+    """Files not stored as they are now, the bytes in their changed chunks; of these the files that are `new`.
+
+    `gone`: files that were removed. Where nothing is known of what changed in a file, its bytes are not counted.
+    """
+
+    files: int
+    bytes: int
+    new: int
+    new_bytes: int
+    gone: int
 
 
 class ListedEntry:
@@ -307,7 +321,9 @@ class ChangeLog:
     def gone(self, key: FileKey) -> None:
         """The last name of the file went."""
         with self._lock:
-            self._files.pop(key, None)
+            if self._frozen is None:
+                self._files.pop(key, None)
+            # Else it may be in the tree at T, and whether it was written to since is still asked.
             self._gone.append(key)
             self._touch()
 
@@ -524,10 +540,15 @@ class ChangeLog:
         """Whether anything has changed since the last `freeze`."""
         return bool(self._files or self._dirs)
 
-    def dirty_counts(self) -> tuple[int, int]:
-        """(files, bytes at most) that are dirty or frozen: bytes in changed chunks, where those are known."""
+    def dirty_counts(self) -> DirtyCounts:
+        """What is dirty or frozen."""
         with self._lock:
             every = dict(self._files)
             if self._frozen is not None:
                 every.update(self._frozen.files)
-            return len(every), sum(len(d.chunks or ()) for d in every.values()) * CHUNK
+            new = [d for d in every.values() if d.fresh]
+            return DirtyCounts(len(every), _bytes_in(every.values()), len(new), _bytes_in(new), len(self._gone))
+
+
+def _bytes_in(files: Iterable[DirtyFile]) -> int:
+    return sum(len(d.chunks or ()) for d in files) * CHUNK

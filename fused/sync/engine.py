@@ -33,6 +33,8 @@ RETRY_FIRST = 1.0
 RETRY_MOST = 60.0
 """Seconds between tries of a snapshot that fails, doubling from the first to the most."""
 
+SETTLE_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -92,7 +94,7 @@ class Engine:
             return Progress("scanning", taker.scanning.seen, self.last.files if self.last is not None else None)
         if taker is not None and taker.capturer is not None:
             done = taker.capturer.files
-            return Progress("storing", done, done + self._changes.dirty_counts()[0])
+            return Progress("storing", done, done + self._changes.dirty_counts().files)
         return Progress()
 
     def storing(self) -> tuple[int, int]:
@@ -137,7 +139,10 @@ class Engine:
             try:
                 await self.sync()
                 delay = 0.0
-                await self._settle()
+                with trio.move_on_after(SETTLE_SECONDS):
+                    await self._wake.wait()
+                if not self._wake.is_set():
+                    await self.settle()
             except Exception as exc:
                 delay = min(max(RETRY_FIRST, delay * 2), RETRY_MOST)
                 self._failed(exc, delay)
@@ -162,11 +167,8 @@ class Engine:
             if self._changes.serial == serial:
                 return
 
-    async def _settle(self) -> None:
-        """A moment after a snapshot, when nothing changes: make memos good that were made too soon after a change."""
-        with trio.move_on_after(1.0):
-            await self._wake.wait()
-            return
+    async def settle(self) -> None:
+        """Make memos good that were made too soon after a change: call it a moment later, when nothing changes."""
         async with self._lock:
             _, taker = await self._opened()
             await taker.settle()

@@ -7,6 +7,7 @@ file is either clean (its memo's CID is taken) or captured, then its nodes are e
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat as stat_
@@ -258,20 +259,29 @@ class TreeEncoder:
 
     def _add_symlink(self, level: _Level, child: Child) -> None:
         try:
-            if child.fd is not None:
-                target = os.readlink(b"", dir_fd=child.fd)  # readlinkat(2): an O_PATH descriptor and an empty name
-            else:
-                target = os.readlink(child.name, dir_fd=level.fd)
+            target = self._readlink(level, child)
         except OSError as exc:
-            if not isinstance(exc, FileNotFoundError):
-                level.skipped.append((join(level.path, child.name), why_unreadable(exc)))
+            level.skipped.append((join(level.path, child.name), why_unreadable(exc)))
             level.unfinished = True
+            return
+        if target is None:
             return
         cid, block, tsize = symlink_node(target, self._c.seal)
         self._c.outbox.put(block)
         level.entries.append(DirEntry(child.name, cid, tsize))
         path = b"/proc/self/fd/%d/" % level.fd + child.name
         level.meta.append(MetaEntry(child.name, _attrs(child, child.st, path), None))
+
+    def _readlink(self, level: _Level, child: Child) -> bytes | None:
+        if child.fd is None:
+            try:
+                return os.readlink(child.name, dir_fd=level.fd)
+            except OSError as exc:
+                if exc.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: not a symbolic link any more
+                    raise
+        kept = child.fd if child.fd is not None else self._c.changes.kept(child.key)
+        # readlinkat(2): an O_PATH descriptor of the link, and an empty name
+        return None if kept is None else os.readlink(b"", dir_fd=kept)
 
     def _leave(self, level: _Level) -> tuple[DirMemo, Attrs]:
         """Encode the directory, all of whose entries are known."""

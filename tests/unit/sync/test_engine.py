@@ -1,0 +1,256 @@
+"""Scan and snapshots over a plain directory: what is stored, what is not read again, what survives."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from fused.dag.chunker import CHUNK
+from fused.dag.meta import read_meta_dir
+from fused.sync.changes import ChangeLog
+from tests.support.dagread import plain_tree
+
+if TYPE_CHECKING:
+    from fused.types import FileKey
+    from tests.unit.sync.conftest import Covered
+
+
+def fill(covered: Covered) -> None:
+    root = covered.root
+    (root / "a/b").mkdir(parents=True)
+    (root / "empty").mkdir()
+    (root / "a/one").write_bytes(b"one")
+    (root / "a/b/two").write_bytes(b"two" * 1000)
+    (root / "big").write_bytes(random.Random(1).randbytes(3 * CHUNK + 17))
+    (root / ".hidden").write_bytes(b"")
+    os.symlink("a/one", root / "link")
+    with open(os.fsencode(root) + b"/\xff\n\x01", "wb") as stream:
+        stream.write(b"odd")
+
+
+async def test_first_snapshot_has_everything(covered: Covered) -> None:
+    fill(covered)
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == plain_tree(covered.root)
+    assert (row.files, row.added) == (5, 5)
+    assert row.bytes == 3 * CHUNK + 17 + 3 + 3000 + 3
+    assert [pin.cid for pin in await covered.store.pins("test")] == [row.cid]
+
+
+async def test_nothing_changed_is_the_same_snapshot(covered: Covered) -> None:
+    fill(covered)
+    first = await covered.engine.sync()
+    assert await covered.engine.sync() == first
+    await covered.restart()
+    assert await covered.engine.sync() == first
+    assert len(await covered.engine.snapshots()) == 1
+
+
+async def test_changes_while_running_are_in_the_next_snapshot(covered: Covered) -> None:
+    fill(covered)
+    first = await covered.engine.sync()
+    fs = covered.fs
+    fs.write("a/one", b"ONE!")
+    fs.unlink("a/b/two")
+    fs.mkdir("new")
+    fs.write("new/file", b"fresh")
+    fs.rename("big", "new/big")
+    fs.symlink("../x", "empty/l")
+    second = await covered.engine.sync()
+    assert await covered.tree(second) == plain_tree(covered.root)
+    assert second.cid != first.cid
+    assert await covered.tree(first) != await covered.tree(second)
+    assert [row.cid for row in await covered.engine.snapshots()] == [second.cid, first.cid]
+
+
+async def test_changes_while_not_running_are_found_by_the_scan(covered: Covered) -> None:
+    fill(covered)
+    await covered.engine.sync()
+    (covered.root / "a/b/two").write_bytes(b"other")
+    (covered.root / "a/b/more").write_bytes(b"more")
+    (covered.root / "a/one").unlink()
+    await covered.restart()
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == plain_tree(covered.root)
+    assert (row.added, row.modified, row.removed) == (1, 1, 1)
+
+
+async def test_only_the_changed_chunk_is_read_and_stored(covered: Covered) -> None:
+    size = 40 * CHUNK
+    (covered.root / "big").write_bytes(random.Random(2).randbytes(size))
+    await covered.engine.sync()
+    before = (await covered.store.stats()).blocks
+    covered.fs.write("big", b"x" * 4096, 17 * CHUNK + 5000)
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == plain_tree(covered.root)
+    # one leaf, the file's root, the directory, its meta node, the snapshot
+    assert (await covered.store.stats()).blocks - before == 5
+
+
+async def test_chunks_are_read_again_if_the_file_changed_while_not_running(covered: Covered) -> None:
+    content = bytearray(random.Random(3).randbytes(5 * CHUNK))
+    (covered.root / "big").write_bytes(content)
+    await covered.engine.sync()
+    with open(covered.root / "big", "r+b") as stream:
+        stream.seek(CHUNK)
+        stream.write(b"while away")
+    await covered.restart()
+    covered.fs.write("big", b"while here", 3 * CHUNK)  # before the scan has come by
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == plain_tree(covered.root)
+
+
+async def test_extending_and_cutting_a_file(covered: Covered) -> None:
+    fs = covered.fs
+    fs.write("f", b"a" * (CHUNK + 10))
+    await covered.engine.sync()
+    for step in (
+        lambda: fs.write("f", b"b" * 20, CHUNK + 10),
+        lambda: fs.truncate("f", CHUNK),
+        lambda: fs.truncate("f", CHUNK + 1),
+        lambda: fs.truncate("f", 3 * CHUNK),
+        lambda: (fs.truncate("f", 5), fs.truncate("f", 3 * CHUNK)),
+        lambda: fs.write("f", b"c" * 3, 4 * CHUNK + 7),
+        lambda: fs.truncate("f", 0),
+    ):
+        step()
+        row = await covered.engine.sync()
+        assert await covered.tree(row) == plain_tree(covered.root)
+
+
+async def test_rename_and_chmod_do_not_read_the_file_again(covered: Covered, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = covered.fs
+    fs.write("big.incomplete", random.Random(4).randbytes(3 * CHUNK))
+    await covered.engine.sync()
+    captured: list[FileKey] = []
+    capture = ChangeLog.capture
+    monkeypatch.setattr(ChangeLog, "capture", lambda self, key, fd: (captured.append(key), capture(self, key, fd))[1])
+    fs.rename("big.incomplete", "big")
+    fs.chmod("big", 0o600)
+    row = await covered.engine.sync()
+    assert set(await covered.tree(row)) == {b"big"}
+    _, entries = await read_meta_dir(covered.store.get, row.meta)
+    assert entries[0].attrs.mode == 0o600
+    assert captured == []
+    await trio.sleep(0.1)  # older than the clock's tick, so that the memo can be trusted by another run
+    await covered.engine.settle()
+    await covered.restart()
+    assert (await covered.engine.sync()).cid == row.cid
+    assert captured == []
+
+
+async def test_hard_links_share_content_and_are_told_in_meta(covered: Covered) -> None:
+    fs = covered.fs
+    fs.mkdir("d")
+    fs.mkdir("e")
+    fs.write("d/one", b"1")
+    fs.link("d/one", "e/two")
+    await covered.engine.sync()
+    await covered.restart()
+    await covered.engine.sync()
+    covered.fs.write("d/one", b"2")  # e is not told: only this name is known
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == plain_tree(covered.root)
+    _, top = await read_meta_dir(covered.store.get, row.meta)
+    groups = set()
+    for entry in top:
+        assert entry.child is not None
+        _, below = await read_meta_dir(covered.store.get, entry.child)
+        groups |= {e.attrs.hardlink for e in below}
+    assert len(groups) == 1
+    assert None not in groups
+
+
+async def test_special_files_are_in_meta_and_not_in_tree(covered: Covered) -> None:
+    os.mkfifo(covered.root / "pipe")
+    (covered.root / "file").write_bytes(b"x")
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == {b"file": b"x"}
+    _, entries = await read_meta_dir(covered.store.get, row.meta)
+    assert {e.name: e.attrs.kind for e in entries} == {b"pipe": "fifo", b"file": "file"}
+
+
+async def test_excluded_files_are_not_stored_and_come_when_the_pattern_goes(covered: Covered) -> None:
+    fill(covered)
+    (covered.root / ".ipfsfsignore").write_text("# a comment\nbig\n/a/b/\n")
+    row = await covered.engine.sync()
+    tree = await covered.tree(row)
+    assert b"big" not in tree
+    assert b"a/b" not in tree
+    assert b"a/one" in tree
+    assert covered.engine.notes.excluded() == (2, 3 * CHUNK + 17 + 3000)
+    covered.fs.unlink(".ipfsfsignore")
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == plain_tree(covered.root)
+
+
+async def test_lost_index_is_rebuilt_and_snapshots_are_listed_again(covered: Covered) -> None:
+    fill(covered)
+    first = await covered.engine.sync()
+    covered.fs.write("a/one", b"changed")
+    second = await covered.engine.sync()
+    await covered.engine.aclose()
+    for path in covered.state.glob("index.sqlite*"):
+        path.unlink()
+    await covered.restart()
+    assert (await covered.engine.sync()).cid == second.cid
+    listed = await covered.engine.snapshots()
+    assert [(row.cid, row.files, row.bytes) for row in listed] == [
+        (row.cid, row.files, row.bytes) for row in (second, first)
+    ]
+
+
+async def test_damaged_index_never_leads_to_a_wrong_tree(covered: Covered) -> None:
+    fill(covered)
+    good = await covered.engine.sync()
+    await covered.engine.aclose()
+    db = sqlite3.connect(covered.state / "index.sqlite")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    pristine = (covered.state / "index.sqlite").read_bytes()
+    rng = random.Random(5)
+    for _ in range(60):
+        broken = bytearray(pristine)
+        for path in covered.state.glob("index.sqlite*"):
+            path.unlink()
+        if rng.random() < 0.2:
+            del broken[rng.randrange(len(broken)) :]
+        else:
+            for _ in range(rng.choice((1, 1, 50))):
+                broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        (covered.state / "index.sqlite").write_bytes(broken)
+        await covered.restart()
+        row = await covered.engine.sync()
+        assert row.tree == good.tree
+        assert await covered.tree(row) == plain_tree(covered.root)
+    await covered.engine.aclose()
+
+
+async def test_store_that_lost_everything_gets_everything_again(covered: Covered) -> None:
+    fill(covered)
+    await covered.engine.sync()
+    await covered.engine.aclose()
+    covered.store = type(covered.store)()
+    await covered.restart()
+    row = await covered.engine.sync()
+    assert await covered.tree(row) == plain_tree(covered.root)
+
+
+async def test_background_snapshot_after_quiet_time(covered: Covered, autojump_clock: trio.testing.MockClock) -> None:
+    await covered.restart(quiet_seconds=2, interval_seconds=30)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(covered.engine.run)
+        covered.fs.write("f", b"1")
+        while covered.engine.last is None or not covered.engine.clean():
+            await trio.sleep(0.1)
+        first = covered.engine.last
+        covered.fs.write("f", b"2")
+        while covered.engine.last == first:
+            await trio.sleep(0.1)
+        assert await covered.tree(covered.engine.last) == {b"f": b"2"}
+        nursery.cancel_scope.cancel()
