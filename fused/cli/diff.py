@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from fused.cid import format_cid, parse_cid
@@ -65,16 +66,17 @@ def run(args: argparse.Namespace) -> int:
         paint = painter(sys.stdout)
         objects: list[Json] = []
         different = False
-        async for change in compare(store, old, new):
-            if args.no_metadata and change.kind is ChangeKind.METADATA:
-                continue
-            different = True
-            if args.quiet:
-                break
-            if args.json:
-                objects.append(_object(change))
-            else:
-                print(paint(_COLOURS[change.kind.value], _line(change)))
+        async with aclosing(compare(store, old, new)) as changes:
+            async for change in changes:
+                if args.no_metadata and change.kind is ChangeKind.METADATA:
+                    continue
+                different = True
+                if args.quiet:
+                    break
+                if args.json:
+                    objects.append(_object(change))
+                else:
+                    print(paint(_COLOURS[change.kind.value], _line(change)))
         if args.json and not args.quiet:
             print_json({"before": format_cid(before.cid), "after": format_cid(after.cid), "changes": objects})
         return Exit.FAILED if different else Exit.OK

@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import time
+from contextlib import aclosing
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from fused.cli.source import Tree, add_source, cid_text, parse_tree, quoted, wit
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, Iterable
 
     from fused.control import Json
     from fused.store.embedded import EmbeddedStore
@@ -71,11 +72,12 @@ def run(args: argparse.Namespace) -> int:
             if len(trees) > 1 and not (args.json or args.null):
                 print(f"{chr(10) if at else ''}{args.tree[at]}:")
             batch: list[tuple[Names, Node, str | None]] = []
-            async for path, node in _entries(store, tree, args.recursive, args.directory):
-                batch.append((path, node, await _link_text(store, node)))
-                if len(batch) == _AT_ONCE and not args.json:
-                    _print(batch, args)
-                    batch = []
+            async with aclosing(_entries(store, tree, args.recursive, args.directory)) as entries:
+                async for path, node in entries:
+                    batch.append((path, node, await _link_text(store, node)))
+                    if len(batch) == _AT_ONCE and not args.json:
+                        _print(batch, args)
+                        batch = []
             if args.json:
                 objects += [_object(*entry) for entry in batch]
             else:
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _entries(
     store: EmbeddedStore, tree: Tree, recursive: bool, itself: bool
-) -> AsyncIterator[tuple[Names, Node]]:
+) -> AsyncGenerator[tuple[Names, Node]]:
     """The entries that the arguments ask for, with paths as they are to be shown."""
     from fused.view.directory import children_looked_up, find, open_root, walk
 
@@ -98,8 +100,9 @@ async def _entries(
     if node.kind != "dir" or itself:
         yield tree.path[-1:], node
     elif recursive:
-        async for path, child in walk(store, node):
-            yield path, child
+        async with aclosing(walk(store, node)) as below:
+            async for path, child in below:
+                yield path, child
     else:
         for name, child in await children_looked_up(store, node):
             yield (name,), child

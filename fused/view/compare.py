@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fused.view.directory import Names, Node, children, looked_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from fused.view.directory import Blocks
 
@@ -43,7 +43,7 @@ class Change:
     attributes: tuple[str, ...] = ()
 
 
-async def compare(blocks: Blocks, before: Node, after: Node, path: Names = ()) -> AsyncIterator[Change]:
+async def compare(blocks: Blocks, before: Node, after: Node, path: Names = ()) -> AsyncGenerator[Change]:
     """Every difference from `before` to `after`, in order of the paths' components, a directory before its contents.
 
     A directory whose mtime alone differs is left out if one of its entries differs: that is what moved

@@ -22,7 +22,7 @@ from fused.dag import walk as dag_walk
 from fused.errors import PathNotInDag
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from fused.cid import CID
     from fused.dag.meta import Attrs, MetaEntry, Snapshot
@@ -184,7 +184,7 @@ async def follow(blocks: Blocks, root: Node, path: Names) -> Node:
     return await looked_up(blocks, way[-1])
 
 
-async def walk(blocks: Blocks, node: Node, path: Names = ()) -> AsyncIterator[tuple[Names, Node]]:
+async def walk(blocks: Blocks, node: Node, path: Names = ()) -> AsyncGenerator[tuple[Names, Node]]:
     """Everything below the directory `node`, each directory right before its contents, names in order of their bytes.
 
     In memory are the entries of the directories on the way down, no more. Depth is limited by memory only.

@@ -10,20 +10,21 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from fused.cid import RAW, codec_of
 from fused.dag import walk as dag_walk
+from fused.dag.content import Leaf
 from fused.dag.seal import Seal, plain_seal
-from fused.dag.walk import Leaf
 from fused.errors import DagError, PathNotInDag
 from fused.view import content
 from fused.view.directory import Blocks, Names, Node, find, looked_up, shown, walk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from fused.view.target import Target
 
@@ -88,7 +89,7 @@ class Plan:
         return self.situations.get(path, Situation.NEW)
 
 
-async def selected(blocks: Blocks, root: Node, paths: Sequence[Names]) -> AsyncIterator[Entry]:
+async def selected(blocks: Blocks, root: Node, paths: Sequence[Names]) -> AsyncGenerator[Entry]:
     """The entries at and below `paths`, or all of them, each once; parents always before what is in them.
 
     Raises PathNotInDag for a path that the tree does not have.
@@ -112,8 +113,9 @@ async def selected(blocks: Blocks, root: Node, paths: Sequence[Names]) -> AsyncI
         node = await looked_up(blocks, node)
         yield Entry(top, node, ancestor=False)
         if node.kind == "dir":
-            async for path, child in walk(blocks, node, top):
-                yield Entry(path, child, ancestor=False)
+            async with aclosing(walk(blocks, node, top)) as below:
+                async for path, child in below:
+                    yield Entry(path, child, ancestor=False)
 
 
 class Planner:
@@ -129,23 +131,25 @@ class Planner:
 
     async def run(self, entries: AsyncIterator[Entry], on_entry: Callable[[], None] = lambda: None) -> Plan:
         """Go through all entries. Raises StoreError or DagError if the tree can't be read."""
-        plan = self._plan
         async for entry in entries:
             on_entry()
-            if not entry.ancestor:
-                plan.counts[entry.node.kind or "file"] += 1
-            if entry.node.kind == "file" and entry.node.cid is None:
-                plan.skipped.append(Finding(entry.path, "its content is not in the snapshot"))
-                continue
-            situation = await self._decide(entry)
-            if situation is not Situation.NEW:
-                plan.situations[entry.path] = situation
-            attrs = entry.node.attrs
-            group = attrs.hardlink if attrs is not None else None
-            leads = group is None or plan.leaders.setdefault(group, entry.path) == entry.path
-            if leads and entry.node.kind == "file" and situation in (Situation.NEW, Situation.DIFFERENT):
-                plan.bytes_to_write += entry.node.size or 0
-        return plan
+            await self._add(entry)
+        return self._plan
+
+    async def _add(self, entry: Entry) -> None:
+        plan, attrs = self._plan, entry.node.attrs
+        if not entry.ancestor:
+            plan.counts[entry.node.kind or "file"] += 1
+        if entry.node.kind == "file" and entry.node.cid is None:
+            plan.skipped.append(Finding(entry.path, "its content is not in the snapshot"))
+            return
+        situation = await self._decide(entry)
+        if situation is not Situation.NEW:
+            plan.situations[entry.path] = situation
+        group = attrs.hardlink if attrs is not None else None
+        leads = group is None or plan.leaders.setdefault(group, entry.path) == entry.path
+        if leads and entry.node.kind == "file" and situation in (Situation.NEW, Situation.DIFFERENT):
+            plan.bytes_to_write += entry.node.size or 0
 
     async def _decide(self, entry: Entry) -> Situation:
         st = self._target.lstat(entry.path) if self._target is not None else None
@@ -208,6 +212,8 @@ class Planner:
             return ""
         if st.st_size != node.size:
             return "has other content"
+        if st.st_size == 0:
+            return ""
         try:
             fd = target.open_for_reading(entry.path)
         except PermissionError:

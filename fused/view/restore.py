@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -118,7 +119,8 @@ class Restore:
             seen += 1
             self._on_progress("comparing", seen, None, "files")
 
-        return await planner.run(selected(self._blocks, self._root, self._paths), count)
+        async with aclosing(selected(self._blocks, self._root, self._paths)) as entries:
+            return await planner.run(entries, count)
 
     async def run(self, plan: Plan, *, sync_everything: bool = False) -> Report:
         """Write what `plan` found missing, and with `overwrite` what differs; synced to disk on return.
@@ -142,6 +144,8 @@ class Restore:
         self._on_progress("syncing to disk", 0, None, "files")
         await trio.to_thread.run_sync(lambda: target.sync(everything=sync_everything))
         self._report.notes += _notes(target)
+        self._report.skipped.sort()
+        self._report.failed.sort()
         return self._report
 
     # -- reading ---------------------------------------------------------------------------------
@@ -149,18 +153,19 @@ class Restore:
     async def _read_all(self, send: trio.MemorySendChannel[list[_Work]], plan: Plan) -> None:
         batch: list[_Work] = []
         pending_bytes = 0
-        async for entry in selected(self._blocks, self._root, self._paths):
-            situation = plan.situation(entry.path)
-            if situation is Situation.SAME and entry.node.kind != "dir":
-                self._report.unchanged += 1
-                continue
-            if entry.node.kind == "file" and entry.node.cid is None:
-                continue
-            batch.append(_Work(entry, situation, None))
-            pending_bytes += entry.node.size or 0 if _is_small(entry) else 0
-            if len(batch) == _BATCH_ENTRIES or pending_bytes >= _BATCH_BYTES:
-                await send.send(await self._with_contents(batch, plan))
-                batch, pending_bytes = [], 0
+        async with aclosing(selected(self._blocks, self._root, self._paths)) as entries:
+            async for entry in entries:
+                situation = plan.situation(entry.path)
+                if situation is Situation.SAME and entry.node.kind != "dir":
+                    self._report.unchanged += 1
+                    continue
+                if entry.node.kind == "file" and entry.node.cid is None:
+                    continue
+                batch.append(_Work(entry, situation, None))
+                pending_bytes += entry.node.size or 0 if _is_small(entry) else 0
+                if len(batch) == _BATCH_ENTRIES or pending_bytes >= _BATCH_BYTES:
+                    await send.send(await self._with_contents(batch, plan))
+                    batch, pending_bytes = [], 0
         await send.send(await self._with_contents(batch, plan))
 
     async def _with_contents(self, batch: list[_Work], plan: Plan) -> list[_Work]:

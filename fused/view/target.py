@@ -333,13 +333,19 @@ class NewFile:
             raise
         self._size = 0
 
-    def write(self, chunk: bytes | memoryview) -> None:
+    def write(self, chunk: bytes) -> None:
         """Append `chunk`. A MiB of zeros becomes a hole, so that a sparse file does not fill the disk."""
         self._size += len(chunk)
-        if len(chunk) == len(_ZEROS) and chunk == _ZEROS:
-            os.lseek(self._fd, len(chunk), os.SEEK_CUR)
-            return
-        rest = memoryview(chunk)
+        written = 0
+        for at in range(0, len(chunk), len(_ZEROS)):
+            # The first byte is looked at first: cutting the slice out of the chunk copies it.
+            if chunk[at] == 0 and chunk[at : at + len(_ZEROS)] == _ZEROS:
+                self._write(memoryview(chunk)[written:at])
+                os.lseek(self._fd, len(_ZEROS), os.SEEK_CUR)
+                written = at + len(_ZEROS)
+        self._write(memoryview(chunk)[written:])
+
+    def _write(self, rest: memoryview) -> None:
         while rest:
             rest = rest[os.write(self._fd, rest) :]
 
