@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fused.fs.changes_protocol import ChangeSink, Dirs
     from fused.fs.inodes import Inode, Inodes
+    from fused.fs.mtimes import ModificationTimes
     from fused.fs.reach import Reach
 
 
@@ -55,11 +56,15 @@ _NOW_NS = 5_000_000_000
 class Attributes:
     """All operations on an inode that leave its content and its names alone."""
 
-    def __init__(self, root_fd: int, inodes: Inodes, reach: Reach, changes: ChangeSink) -> None:
+    def __init__(
+        self, root_fd: int, inodes: Inodes, reach: Reach, changes: ChangeSink, mtimes: ModificationTimes | None
+    ) -> None:
+        """`mtimes` is None on a write-through mount."""
         self._root_fd = root_fd
         self._inodes = inodes
         self._reach = reach
         self._changes = changes
+        self._mtimes = mtimes
 
     def getattr(self, ino: int) -> Entry:
         """The file's stat."""
@@ -76,6 +81,8 @@ class Attributes:
                     os.chmod(target, stat.S_IMODE(new.mode))
                 if new.atime_ns is not None or new.mtime_ns is not None:
                     self._set_times(target, before, new)
+                    if new.mtime_ns is not None and self._mtimes is not None:
+                        self._mtimes.told(inode, new.mtime_ns)
         return Entry(ino, self._reach.stat(inode))
 
     def _set_times(self, target: layer.Target, before: os.stat_result, new: NewAttrs) -> None:

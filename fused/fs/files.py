@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fused.fs.changes_protocol import ChangeSink
     from fused.fs.handles import FileHandle, Handles
     from fused.fs.inodes import Inode, Inodes
+    from fused.fs.mtimes import ModificationTimes
     from fused.fs.reach import Reach
     from fused.fs.tree import Entry, Tree
     from fused.fs.waiting import Waiting
@@ -52,16 +53,16 @@ class Files:
         tree: Tree,
         changes: ChangeSink,
         waiting: Waiting,
-        *,
-        write_through: bool,
+        mtimes: ModificationTimes | None,
     ) -> None:
+        """`mtimes` is None on a write-through mount."""
         self._inodes = inodes
         self._handles = handles
         self._reach = reach
         self._tree = tree
         self._changes = changes
         self._waiting = waiting
-        self._write_through = write_through
+        self._mtimes = mtimes
         # Replies are copied out before anything else runs, so all inline reads share one buffer, and none is zeroed.
         self._buffer = memoryview(bytearray(MAX_READ))
         self._no_nowait: dict[int, bool] = {}  # by st_dev: whether reads there are quick all the same
@@ -88,7 +89,7 @@ class Files:
             except BaseException:
                 self._inodes.forget(found.ino, 1)
                 raise
-        return Opened(self._opened(fd, self._inodes.get(entry.ino), flags).fh, direct_io=False), entry
+        return Opened(self._opened(fd, self._inodes.get(entry.ino), flags, entry.st).fh, direct_io=False), entry
 
     def _open(self, inode: Inode, flags: int) -> Opened:
         wants = flags & os.O_ACCMODE
@@ -102,22 +103,32 @@ class Files:
                 raise
             # May be written but not read (mode 0200, say): then the write-back cache can't fill up pages of it.
             fd = self._reach.open(inode, passed | os.O_WRONLY)
-            direct_io = not self._write_through
-        handle = self._opened(fd, inode, flags)
+            direct_io = self._mtimes is not None
+        handle = self._opened(fd, inode, flags, os.fstat(fd) if writes and not direct_io else None)
         if flags & os.O_TRUNC:
             try:
                 self._truncate(handle.fd, inode, 0)
             except BaseException:
-                self._handles.release_file(handle.fh)
+                self.release(handle.fh)
                 raise
         return Opened(handle.fh, direct_io)
 
-    def _opened(self, fd: int, inode: Inode, flags: int) -> FileHandle:
+    def _opened(self, fd: int, inode: Inode, flags: int, writes_to: os.stat_result | None) -> FileHandle:
+        """`writes_to` is the file's stat if the kernel keeps account of this handle's writes."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        return self._handles.add_file(fd, inode, writable=writable, dirs=self._tree.dirs_above(inode))
+        handle = self._handles.add_file(fd, inode, writable=writable, dirs=self._tree.dirs_above(inode))
+        if self._mtimes is not None and writes_to is not None:
+            handle.mtimes = self._mtimes
+            self._mtimes.opened(inode, writes_to)
+        return handle
 
     def release(self, fh: int) -> None:
         """The last descriptor of this open is closed and nothing of it is mapped any more."""
+        handle = self._handles.file(fh)
+        if handle.mtimes is not None:
+            settled = handle.mtimes.closed(handle.inode, handle.fd)
+            if settled is not None:
+                self._changes.metadata(handle.key, *settled, handle.dirs)
         self._handles.release_file(fh)
 
     # Content
@@ -159,6 +170,8 @@ class Files:
         """Write all of `data`, or raise."""
         handle = self._handles.file(fh)
         self._changes.before_write(handle.key, handle.fd, offset, len(data), handle.dirs)
+        if handle.mtimes is not None:
+            handle.mtimes.written(handle.inode)
         return layer.write_all(handle.fd, data, offset)
 
     def truncate(self, ino: int, size: int, fh: int | None) -> None:
@@ -185,6 +198,8 @@ class Files:
     def _truncate(self, fd: int, inode: Inode, size: int) -> None:
         self._changes.before_truncate(inode.key, fd, size, self._tree.dirs_above(inode))
         os.ftruncate(fd, size)
+        if self._mtimes is not None:
+            self._mtimes.written(inode)
 
     async def fsync(self, fh: int, *, data_only: bool) -> None:
         """Return when the file's content (and, unless `data_only`, its metadata) is on disk."""

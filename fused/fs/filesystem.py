@@ -13,6 +13,7 @@ from fused.fs.attrs import Attributes
 from fused.fs.files import Files
 from fused.fs.handles import Handles
 from fused.fs.inodes import Inodes
+from fused.fs.mtimes import ModificationTimes
 from fused.fs.owner import NewOwner
 from fused.fs.reach import Reach
 from fused.fs.requests import RequestCounter
@@ -42,10 +43,9 @@ class FileSystem:
         self.reach = Reach(root_fd, self.inodes, self.handles)
         self.waiting = Waiting()
         self.tree = Tree(self.inodes, self.handles, self.reach, changes, NewOwner(private=private))
-        self.files = Files(
-            self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, write_through=write_through
-        )
-        self.attributes = Attributes(root_fd, self.inodes, self.reach, changes)
+        mtimes = None if write_through else ModificationTimes()
+        self.files = Files(self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, mtimes)
+        self.attributes = Attributes(root_fd, self.inodes, self.reach, changes, mtimes)
         self.requests: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
 
     def writers(self) -> list[bytes]:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
     from fused.fs.changes_protocol import Dirs
     from fused.fs.inodes import Inode
+    from fused.fs.mtimes import ModificationTimes
 
 
 class FileHandle:
     """An open file. Owns `fd`."""
 
-    __slots__ = ("dirs", "fd", "fh", "inode", "key", "writable")
+    __slots__ = ("dirs", "fd", "fh", "inode", "key", "mtimes", "writable")
 
     def __init__(self, fh: Fh, fd: int, inode: Inode, *, writable: bool, dirs: Dirs) -> None:
         self.fh = fh
@@ -28,6 +29,8 @@ class FileHandle:
         self.writable = writable
         """Opened for writing by the program, whatever the local descriptor can do."""
         self.dirs = dirs
+        self.mtimes: ModificationTimes | None = None
+        """Where the writes of this handle are to be noted; None if the kernel does not keep account of them."""
 
 
 class DirHandle:

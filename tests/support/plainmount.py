@@ -83,7 +83,8 @@ class PlainMount:
 
     def mounted(self) -> bool:
         """Whether the kernel still shows the mount."""
-        return any(line.split()[4] == str(self.path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        return any(line.split()[4] == str(self.path) and " - fuse.ipfsfs " in line for line in mounts)
 
     def unmount(self) -> None:
         """Unmount in order; the daemon ends by itself, without a complaint."""
@@ -92,7 +93,9 @@ class PlainMount:
         assert self.process.wait(20) == 0, self.log.read_text(errors="replace")
 
     def close(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Leave nothing behind, whatever happened. May be called twice."""
+        if self._fd < 0:
+            return
         if self.process.poll() is None and self.mounted():
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 self.unmount()
@@ -105,6 +108,7 @@ class PlainMount:
         if self.process.stdout is not None:
             self.process.stdout.close()
         os.close(self._fd)
+        self._fd = -1
 
 
 @pytest.fixture
