@@ -184,7 +184,7 @@ class Supervisor:
 
     def _tell_parent_of(self, life: _Life) -> None:
         """For a daemon that could not say itself why it did not serve."""
-        if self._parent_fd is not None:
+        if self._parent_fd is not None and not self._stopping:
             log.error("the daemon %s", life)
             log_file = self._settings.log_file or os.path.join(self._settings.state_dir, paths.LOG)
             report_error(self._parent_fd, IpfsfsError(f"the daemon {life}; its log is {log_file}"))

@@ -19,7 +19,7 @@ from fused.gates import gates, store_only_entries
 if TYPE_CHECKING:
     import argparse
 
-_ANSWER_S = 20.0
+_ANSWER_S = 10.0
 """A daemon that is silent for longer hangs; that is what `status` then says."""
 
 _SKIPPED_SHOWN = 10
