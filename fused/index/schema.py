@@ -98,7 +98,9 @@ def connect(state_dir: str) -> sqlite3.Connection:
     try:
         return _open(path)
     except (sqlite3.DatabaseError, ValueError, IndexDamaged) as exc:
-        if isinstance(exc, sqlite3.OperationalError) and "malformed" not in str(exc):
+        # "no such table": the file is empty, as after a crash between its creation and its first commit.
+        damaged = ("malformed", "no such table", "no such column")
+        if isinstance(exc, sqlite3.OperationalError) and not any(word in str(exc) for word in damaged):
             raise
         log.warning("the index %s can't be read (%s); it is set aside and rebuilt, nothing is lost", path, exc)
         set_aside(path)
