@@ -137,7 +137,8 @@ def _say(destination: str, plan: Plan, report: Report, stopped: bool, args: argp
     if stopped:
         differing = len(plan.conflicts) + len(plan.blocked)
         advice = "remove what is in the way" if plan.blocked else "--overwrite replaces it, --to restores elsewhere"
-        say(f"nothing was changed in {destination}: {_count(differing, 'path')} there differ; {advice}")
+        what = "1 path there differs" if differing == 1 else f"{differing:,} paths there differ"
+        say(f"nothing was changed in {destination}: {what}; {advice}")
         return
     if args.dry_run:
         _list(plan.skipped, "would be skipped")

@@ -70,7 +70,7 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """`situations` has the existing paths only; every other is NEW. `counts` is by kind, without ancestors."""
+    """`situations` has existing paths only; every other is NEW. `counts` is by kind, without ancestors and the root."""
 
     situations: dict[Names, Situation] = field(default_factory=dict)
     conflicts: list[Finding] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Planner:
 
     async def _add(self, entry: Entry) -> None:
         plan, attrs = self._plan, entry.node.attrs
-        if not entry.ancestor:
+        if not entry.ancestor and entry.path:
             plan.counts[entry.node.kind or "file"] += 1
         if entry.node.kind == "file" and entry.node.cid is None:
             plan.skipped.append(Finding(entry.path, "its content is not in the snapshot"))

@@ -419,8 +419,6 @@ async def test_file_of_more_chunks_than_one_node_links(tmp_path: Path, store: Co
     await store.put([leaf, *nodes, *blocks])
     await restored(store, root, tmp_path / "out")
     assert (tmp_path / "out" / "file").stat().st_size == 1030 * CHUNK
-    plan, _ = await restored(store, root, tmp_path / "out")
-    assert plan.conflicts == []
 
 
 async def test_deep_trees_need_few_descriptors(tmp_path: Path, store: CountingStore) -> None:
@@ -543,12 +541,12 @@ trio.run(main)
 """
 
 
-@pytest.mark.parametrize("after", [1, 7, 23])
+@pytest.mark.parametrize("after", [1, 5, 11])
 def test_killed_restore_leaves_old_or_new_content_under_every_name(source: Path, tmp_path: Path, after: int) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for number in range(40):
-        (source / f"{number:02}").write_bytes(random.Random(number).randbytes(2 * CHUNK + number))
+    for number in range(16):
+        (source / f"{number:02}").write_bytes(random.Random(number).randbytes(CHUNK + number))
         (out / f"{number:02}").write_bytes(b"old")
 
     async def store_it() -> CID:
