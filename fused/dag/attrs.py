@@ -80,7 +80,7 @@ def encode_attrs(attrs: Attrs, seal: Seal, blocks: list[Block]) -> dict[str, obj
 async def decode_attrs(get: Get, value: object) -> Attrs:
     """The inverse. Fetches only large xattrs, kept apart. Raises DagError for what `encode_attrs` never writes."""
     fields = as_map(value, _REQUIRED, _OPTIONAL)
-    kind = fields["kind"]
+    kind = as_text(fields["kind"])
     if kind not in _KINDS:
         raise DagError(f"a file of unknown kind {kind!r}")
     mtime = as_list(fields["mtime"])

@@ -19,7 +19,7 @@ MAX_BLOCK = 2 << 20
 """Bytes of the largest block that we read: Bitswap carries no larger one (boxo chunker.BlockSizeLimit), so a tree
 with such a block can't travel. Our own largest is a leaf of 1 MiB."""
 
-_MAX_INT = (1 << 63) - 1  # sizes are Go int64 to everybody else
+_MAX_INT = (1 << 63) - 1
 
 
 class PBLink(NamedTuple):
@@ -44,6 +44,9 @@ _LENGTHS = [bytes((length,)) for length in range(128)]
 
 def encode_link(cid: CID, name: bytes, tsize: int) -> bytes:
     """One entry of a node's Links field, its own tag and length included. All three fields are always written."""
+    if tsize > _MAX_INT:  # as in Kubo: sums wrap at 64 bits, and what is negative as a signed number is written as 0
+        tsize &= (1 << 64) - 1
+        tsize = 0 if tsize > _MAX_INT else tsize
     size = encode_varint(tsize)
     if len(cid) == 36 and len(name) < 78:  # every length fits in one byte
         return b"%b%b\x12%b%b\x18%b" % (_HEADS[41 + len(name) + len(size)], cid, _LENGTHS[len(name)], name, size)
@@ -139,8 +142,6 @@ def _decode_link(body: bytes) -> PBLink:
             name, at = read_bytes(body, at + 1)
         elif tag == 0x18:
             tsize, at = read_varint(body, at + 1)
-            if tsize > _MAX_INT:
-                raise DagError("a link with a size above 2**63")
         else:
             raise DagError(f"a link with a field with tag {tag:#x}, which no dag-pb link has")
     if cid is None:

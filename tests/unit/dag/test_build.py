@@ -108,6 +108,12 @@ def test_long_names_and_large_sizes_take_longer_fields() -> None:
     )
 
 
+@pytest.mark.parametrize(("tsize", "written"), [(2**63 - 1, 2**63 - 1), (2**63, 0), (2**64 - 1, 0), (2**64 + 5, 5)])
+def test_sizes_that_overflow_are_written_as_kubo_writes_them(tsize: int, written: int) -> None:
+    cid, blocks, _ = directory([entry(b"a", tsize)])
+    assert decode_node(cid, blocks[0].data).links[0].tsize == written
+
+
 def test_every_block_goes_through_the_seal() -> None:
     sealed: list[CID] = []
 

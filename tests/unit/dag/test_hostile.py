@@ -44,7 +44,7 @@ MALFORMED = {
     "link out of order": field(2, field(2, b"a") + field(1, LEAF.cid)),
     "cid twice": field(2, field(1, LEAF.cid) * 2),
     "link with field 4": field(2, GOOD_LINK + b"\x20\x04"),
-    "size above 2**63": field(2, field(1, LEAF.cid) + b"\x18" + encode_varint(1 << 63)),
+    "size above 64 bits": field(2, field(1, LEAF.cid) + b"\x18" + encode_varint(1 << 64)),
     "cid cut": field(2, field(1, LEAF.cid[:-1])),
     "too large": field(1, bytes(MAX_BLOCK)),
 }
