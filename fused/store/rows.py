@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from fused.store.blobs import BlobFiles
     from fused.store.clock import StoreClock
 
-# Blocks up to this size are in the database. Batches of 4 MiB or more on ext4, MB/s in SQLite (which writes all twice)
-# and in files: 4 KiB 169 and 10, 16 KiB 218 and 38, 64 KiB 242 and 240, 1 MiB 245 and 305 (bench/store.py threshold).
+# Blocks up to this size are in the database. Batches of 4 MiB and more on ext4, MB/s into SQLite (which writes all
+# twice) and into files: 16 KiB 218 and 38, 64 KiB 242 and 248, 1 MiB 245 and 308 (bench/store.py threshold).
 SMALL_MAX = 64 << 10
 
 # A CID that makes a file name too long keeps its block in the database whatever its size.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fused.store import blobs
 from fused.store.base import Pin
 from fused.store.blocking import BlockingStore
 from tests.support.store_files import blob_files, check_invariants, temporary_files
@@ -50,7 +51,11 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], Path]]]:
 
 
 @pytest.mark.parametrize("sizes", [[300], [70_000], [1 << 20], [300, 5000, 70_000, 200_000]])
-def test_a_power_cut_right_after_put_loses_nothing(disk: tuple[Path, Callable[[], Path]], sizes: list[int]) -> None:
+@pytest.mark.parametrize("others_dirty", [False, True])  # one syncfs, or a sync of each file
+def test_a_power_cut_right_after_put_loses_nothing(
+    disk: tuple[Path, Callable[[], Path]], sizes: list[int], others_dirty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "_LITTLE_BYTES", -(1 << 40) if others_dirty else 1 << 40)
     directory, cut_the_power = disk
     with BlockingStore(directory / "store") as store:
         acknowledged = []
