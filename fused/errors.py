@@ -99,6 +99,10 @@ class PathNotInDag(IpfsfsError):
     """The DAG has no entry of this name."""
 
 
+class RestoreFailed(IpfsfsError):
+    """A restore's target can't be written to any more. What was restored so far is complete."""
+
+
 class IndexUnavailable(IpfsfsError):
     """The index can't be read or written just now (disk full, no permission)."""
 

@@ -21,7 +21,7 @@ import trio
 
 from fused.cid import RAW, codec_of
 from fused.dag import walk as dag_walk
-from fused.errors import DagError, IpfsfsError, StoreError, StoreUnavailable
+from fused.errors import DagError, RestoreFailed, StoreError, StoreUnavailable
 from fused.view import content
 from fused.view.directory import shown
 from fused.view.plan import Entry, Finding, Plan, Planner, Situation, selected
@@ -47,10 +47,6 @@ _SMALL_BYTES = 1 << 20
 
 _FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTCONN, errno.EMFILE, errno.ENFILE})
 """Errors that would meet the next entry too."""
-
-
-class RestoreFailed(IpfsfsError):
-    """The target can't be written to any more. What was restored so far is complete."""
 
 
 @dataclass(slots=True)

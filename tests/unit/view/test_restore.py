@@ -22,12 +22,12 @@ from fused.dag.build import DirEntry, directory, file_root
 from fused.dag.chunker import CHUNK
 from fused.dag.dagpb import encode_link, encode_node
 from fused.dag.unixfs import DIRECTORY_DATA
-from fused.errors import DagError, PathNotInDag, StoreUnavailable
+from fused.errors import DagError, PathNotInDag, RestoreFailed, StoreUnavailable
 from fused.store.base import Block
 from fused.store.embedded import EmbeddedStore
 from fused.view.directory import open_root
 from fused.view.plan import Plan
-from fused.view.restore import Report, Restore, RestoreFailed
+from fused.view.restore import Report, Restore
 from fused.view.target import NewFile, Target
 from tests.support.compare import assert_same_tree, describe_tree, walk
 from tests.support.faulty_store import Fail, FaultyStore
