@@ -139,7 +139,7 @@ class TreeEncoder:
     def _descend(self, stack: list[_Level], child: Child) -> None:
         c, level = self._c, stack[-1]
         memo = level.memos.get(child.st.st_ino)
-        if memo is not None and not c.changes.frozen_dir(child.key):
+        if memo is not None and _is_of(memo, child.st) and not c.changes.frozen_dir(child.key):
             _add_dir(level, child, memo, _attrs(child, child.st, b"/proc/self/fd/%d/" % level.fd + child.name))
             return
         path = join(level.path, child.name)
@@ -301,6 +301,11 @@ class TreeEncoder:
             c.outbox.remember_dir(memo, level.links)
         c.changes.finish_dir(level.key)
         return memo, attrs
+
+
+def _is_of(memo: DirMemo, st: os.stat_result) -> bool:
+    """Whether the memo is of this directory, not of one that is gone and had the same inode number."""
+    return not memo.racy and (memo.mtime_ns, memo.ctime_ns) == (st.st_mtime_ns, st.st_ctime_ns)
 
 
 def _add_dir(level: _Level, child: Child, memo: DirMemo, attrs: Attrs) -> None:
