@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 ROOT_INO = Ino(1)
 
-_SYNTHETIC_START = 1 << 48
+UNKNOWN_INO = Ino(1 << 48)
+"""Stands for files whose attributes we may not see. Never in the table."""
+
+_SYNTHETIC_START = UNKNOWN_INO + 1
 """Numbers from here up are ours to give, for files whose own number is taken. No local file system in use counts
 that far from below; one that does is handled all the same, as numbers in use are skipped."""
 

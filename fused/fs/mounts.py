@@ -175,36 +175,48 @@ class Holder:
 
 
 def holders(mountpoint: str) -> list[Holder]:
-    """Who has a working directory, an open file or a mapping below `mountpoint`, as far as we may see.
+    """Which other processes have a working directory, an open file or a mapping on the mount, as far as we may see.
 
-    Reads only /proc: what a process has open is told by readlink there, without asking the file system.
+    Reads only /proc: what a process has open is told there without asking the file system. An open file counts by the
+    mount that it is on, as the daemon's own descriptor of the covered directory has the same path.
     """
+    here = [mount for mount in mounts() if mount.path == mountpoint]
+    if not here:
+        return []
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            path = next((path for path in _paths_of(entry) if _is_inside(path, mountpoint)), None)
+        if entry.isdigit() and entry != str(os.getpid()):
+            path = next(_paths_on(here[-1], entry), None)
             if path is not None:
                 found.append(Holder(int(entry), _command(entry), path))
     return found
 
 
-def _paths_of(pid: str) -> Iterator[str]:
-    links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root", f"/proc/{pid}/exe"]
+def _paths_on(mount: MountPoint, pid: str) -> Iterator[str]:
+    for link in (f"/proc/{pid}/cwd", f"/proc/{pid}/root", f"/proc/{pid}/exe"):
+        with contextlib.suppress(OSError):
+            path = os.readlink(link)
+            if _is_inside(path, mount.path):
+                yield path
     with contextlib.suppress(OSError):  # gone, or not ours to look into
-        links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
-    for link in links:
-        try:
-            yield os.readlink(link)
-        except OSError:
-            continue
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as maps:
-            for line in maps:
-                fields = line.rstrip("\n").split(None, 5)
-                if len(fields) == 6:
-                    yield fields[5]
-    except OSError:
-        return
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                path = os.readlink(f"/proc/{pid}/fd/{fd}")
+                if _is_inside(path, mount.path) and _mount_of(pid, fd) == mount.mount_id:
+                    yield path
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as maps,
+    ):
+        for line in maps:
+            fields = line.rstrip("\n").split(None, 5)
+            if len(fields) == 6 and _is_inside(fields[5], mount.path):
+                yield fields[5]
+
+
+def _mount_of(pid: str, fd: str) -> int | None:
+    with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), None)
 
 
 def _command(pid: str) -> str:

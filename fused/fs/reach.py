@@ -172,7 +172,7 @@ class Reach:
     def open(self, inode: Inode, flags: int) -> int:
         """Open a regular file or directory; the caller closes. ESTALE if it can't be reached any more."""
         if inode.is_directory:
-            return os.open(b".", flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.dir_fd(inode))
+            return layer.reopen(self.dir_fd(inode), flags | os.O_DIRECTORY)
         for parent, name in inode.names():
             try:
                 fd = layer.open_at(self.dir_fd(parent), name, flags)

@@ -7,6 +7,7 @@ as that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -140,6 +141,12 @@ class _Loop:
             self._replace(self._stock_wait, self._stock_loop)
 
 
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Drops what pyfuse3 reports as an error when the kernel no longer waits for a reply: after an abort, and for the
+    last release of a mount that was detached while in use (ENOENT, Linux fs/fuse/dev.c, fuse_dev_do_write)."""
+    return "fuse_reply_* failed" not in str(record.msg) or record.args != (os.strerror(errno.ENOENT),)
+
+
 _loop: _Loop | None = None
 
 
@@ -159,6 +166,8 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
     loop = _loop = _Loop(fd)
     if loop.reader is not None:
         fs.waiting.before_wait = loop.reader.hand_over
+    replies_log = logging.getLogger("pyfuse3")
+    replies_log.addFilter(_is_worth_a_line)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_when_ready, ready, on_ready)
@@ -167,6 +176,7 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
     finally:
         _loop = None
         loop.restore()
+        replies_log.removeFilter(_is_worth_a_line)
         pyfuse3.close(unmount=True)
         os.umask(umask)
         fs.close()

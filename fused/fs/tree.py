@@ -14,6 +14,7 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from fused.fs.inodes import UNKNOWN_INO
 from fused.local import layer
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from fused.fs.owner import NewOwner
     from fused.fs.reach import Reach
     from fused.types import Caller, Fh
+
+
+_UNKNOWN = os.stat_result((0,) * os.stat_result.n_fields)
 
 
 class Entry(NamedTuple):
@@ -275,6 +279,11 @@ class Tree:
             try:
                 st = layer.stat_at(handle.fd, name)
             except FileNotFoundError:
+                continue
+            except PermissionError:
+                # The directory may be listed but not searched. Attributes must not be made up, as the kernel trusts
+                # the first size it hears; a file without a type it lists, drops and forgets (Linux fs/fuse/readdir.c).
+                yield ListedEntry(name, UNKNOWN_INO, _UNKNOWN, index + 1)
                 continue
             yield ListedEntry(name, self._known(st, directory, name).ino, st, index + 1)
 

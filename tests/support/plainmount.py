@@ -33,10 +33,14 @@ def as_user(uid: int, *groups: int) -> list[str]:
 
 
 class PlainMount:
-    """`path` is the mount, `plain` the covered directory beneath it, through a descriptor opened before."""
+    """`path` is the mount, `plain` the covered directory beneath it, through a descriptor opened before.
 
-    def __init__(self, path: Path, *options: str, uid: int | None = None) -> None:
+    `enter` is the start of a command line that runs the rest in another mount namespace.
+    """
+
+    def __init__(self, path: Path, *options: str, uid: int | None = None, enter: Sequence[str] = ()) -> None:
         self.path = path
+        self._enter = enter
         path.mkdir(exist_ok=True)
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self.plain = Path(f"/proc/{os.getpid()}/fd/{self._fd}")
@@ -45,7 +49,7 @@ class PlainMount:
         self.log = path.parent / f"{path.name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*(as_user(uid) if uid is not None else []), *command],
+                [*enter, *(as_user(uid) if uid is not None else []), *command],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environ,
@@ -83,12 +87,16 @@ class PlainMount:
 
     def mounted(self) -> bool:
         """Whether the kernel still shows the mount."""
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        return any(line.split()[4] == str(self.path) and " - fuse.ipfsfs " in line for line in mounts)
+        shown = subprocess.run(
+            [*self._enter, "cat", "/proc/self/mountinfo"], capture_output=True, text=True, check=True
+        )
+        lines = shown.stdout.splitlines()
+        return any(line.split()[4] == str(self.path) and " - fuse.ipfsfs " in line for line in lines)
 
     def unmount(self) -> None:
         """Unmount in order; the daemon ends by itself, without a complaint."""
-        done = subprocess.run(["fusermount3", "-u", "--", self.path], capture_output=True, text=True, check=False)
+        command = [*self._enter, "fusermount3", "-u", "--", str(self.path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert self.process.wait(20) == 0, self.log.read_text(errors="replace")
 
@@ -103,7 +111,7 @@ class PlainMount:
             self.process.kill()
             self.process.wait(20)
         if self.mounted():
-            subprocess.run(["fusermount3", "-u", "-z", "--", self.path], check=True)
+            subprocess.run([*self._enter, "fusermount3", "-u", "-z", "--", str(self.path)], check=True)
             wait_until(lambda: not self.mounted(), "unmounted directory")
         if self.process.stdout is not None:
             self.process.stdout.close()
@@ -118,8 +126,8 @@ def new_plain_mount(tmp_path: Path) -> Iterator[Callable[..., PlainMount]]:
         pytest.skip("/dev/fuse is missing")
     made: list[PlainMount] = []
 
-    def make(*options: str, path: Path | None = None, uid: int | None = None) -> PlainMount:
-        made.append(PlainMount(path or tmp_path / f"mount{len(made)}", *options, uid=uid))
+    def make(*options: str, path: Path | None = None, uid: int | None = None, enter: Sequence[str] = ()) -> PlainMount:
+        made.append(PlainMount(path or tmp_path / f"mount{len(made)}", *options, uid=uid, enter=enter))
         return made[-1]
 
     yield make
