@@ -9,7 +9,7 @@ from typing import cast
 
 from fused.cli.exits import Exit
 from fused.cli.options import add_directory, add_json, add_state_dir
-from fused.cli.output import human_bytes, painter, print_json
+from fused.cli.output import counted, human_bytes, painter, print_json
 from fused.cli.target import Target, find_target
 from fused.control import Json, call
 from fused.errors import DaemonGone
@@ -83,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
         print(paint("yellow", str(entry["snapshot"])))
         print(f"    time     {entry['time']}")
         print(f"    tree     {entry['tree']}")
-        print(f"    content  {entry['files']:,} files, {human_bytes(cast('int', entry['bytes']))}")
+        print(
+            f"    content  {counted(cast('int', entry['files']), 'file')}, {human_bytes(cast('int', entry['bytes']))}"
+        )
         print(f"    changed  {_changes(cast('dict[str, int]', entry.get('changed') or {}))}")
     if not found:
         print("no snapshots yet", file=sys.stderr)

@@ -47,6 +47,11 @@ def human_bytes(count: int) -> str:
     raise AssertionError
 
 
+def counted(count: int, what: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def human_seconds(seconds: float) -> str:
     """A duration, rounded to its largest unit or two."""
     whole = int(seconds)

@@ -10,7 +10,7 @@ from fused import paths, state
 from fused.cli.exits import Exit
 from fused.cli.log import snapshots
 from fused.cli.options import add_directory, add_json, add_state_dir
-from fused.cli.output import Paint, human_bytes, human_seconds, painter, print_json, printable, table
+from fused.cli.output import Paint, counted, human_bytes, human_seconds, painter, print_json, printable, table
 from fused.cli.target import Target, find_target
 from fused.control import Json, call
 from fused.errors import ControlError, DaemonGone, IndexDamaged
@@ -69,7 +69,9 @@ def _report(target: Target) -> tuple[Json, Exit]:
             report = call(target.state_dir, "status", timeout=_ANSWER_S)
             report["supervisor"] = supervision
             if seen is not None and seen.deaths:
-                sentence = f"the daemon has died and was restarted {seen.deaths} times, the last at {seen.last_death}"
+                sentence = (
+                    f"the daemon has died and was restarted {counted(seen.deaths, 'time')}, last {seen.last_death}"
+                )
                 report["wrong"] = [*cast("list[str]", report["wrong"]), sentence]
             return report, Exit.OK
         except DaemonGone:
@@ -125,7 +127,7 @@ def _options(options: Json) -> str:
 
 def _counts(report: Json) -> list[str]:
     files, sizes = cast("dict[str, int]", report["files"]), cast("dict[str, int]", report["bytes"])
-    rows = [(kind, f"{files[kind]:,} files", human_bytes(sizes[kind])) for kind in _KINDS]
+    rows = [(kind, counted(files[kind], "file"), human_bytes(sizes[kind])) for kind in _KINDS]
     lines = table(rows, right=(False, True, True))
     scan = cast("dict[str, int]", report["scan"])
     if scan["running"]:
@@ -142,7 +144,7 @@ def _snapshot(report: Json) -> list[str]:
     if snapshot is None:
         return ["snapshot  none yet"]
     age = f", {human_seconds(cast('float', snapshot['age_seconds']))} ago" if "age_seconds" in snapshot else ""
-    content = f"{snapshot['files']:,} files, {human_bytes(cast('int', snapshot['bytes']))}"
+    content = f"{counted(cast('int', snapshot['files']), 'file')}, {human_bytes(cast('int', snapshot['bytes']))}"
     return [
         f"snapshot  {snapshot['snapshot']}",
         f"          {snapshot['time']}{age}: {content}",
@@ -156,19 +158,19 @@ def _disks(report: Json) -> list[str]:
     lines = [f"store     {store['kind']} in {printable(str(store['path']))}, {health}"]
     if store.get("blocks") is not None:
         sizes = [human_bytes(cast("int", store[key])) for key in ("bytes", "disk_bytes")]
-        lines.append(f"          {store['blocks']:,} blocks, {sizes[0]} in {sizes[1]} on disk")
+        lines.append(f"          {counted(cast('int', store['blocks']), 'block')}, {sizes[0]} in {sizes[1]} on disk")
     total, free = (human_bytes(cast("int", local[key])) for key in ("total_bytes", "free_bytes"))
     return [*lines, f"local     {free} of {total} free"]
 
 
 def _requests(report: Json) -> list[str]:
-    requests = cast("dict[str, dict[str, int]]", report["requests"])
+    requests = cast("dict[str, dict[str, float]]", report["requests"])
     served = sorted((kind for kind in requests if requests[kind]["count"]), key=lambda kind: -requests[kind]["count"])
     if not served:
         return []
     columns = ("count", "errors", "p50_us", "p99_us", "max_us")
     rows = [("requests", "count", "errors", "p50 µs", "p99 µs", "max µs")]
-    rows += [(kind, *(f"{requests[kind][column]:,}" for column in columns)) for kind in served]  # type: ignore[misc]
+    rows += [(kind, *(f"{requests[kind][column]:,.0f}" for column in columns)) for kind in served]  # type: ignore[misc]
     return [*table(rows, right=(False, True, True, True, True, True)), ""]
 
 

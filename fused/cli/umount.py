@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from fused import state
 from fused.cli.exits import Exit
 from fused.cli.options import add_directory, add_json, add_progress, add_state_dir
-from fused.cli.output import human_bytes, print_json, say
+from fused.cli.output import counted, human_bytes, print_json, say
 from fused.cli.progress import Progress
 from fused.cli.target import Target, find_target
 from fused.control import Json, call
@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     elif unstored and unstored["files"]:
-        files = "1 file" if unstored["files"] == 1 else f"{unstored['files']:,} files"
-        left = f"{files} ({human_bytes(unstored['bytes'])}) not stored yet"
+        left = f"{counted(unstored['files'], 'file')} ({human_bytes(unstored['bytes'])}) not stored yet"
         if args.now:
             say(f"{left}; the next mount of {target.mountpoint} does it")
         else:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from fused.cli.output import human_bytes, human_seconds, painter, printable, table
+from fused.cli.output import counted, human_bytes, human_seconds, painter, printable, table
 from fused.cli.progress import Progress
 
 
@@ -37,6 +37,10 @@ def test_bytes_for_people(count: int, text: str) -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
+
+
+def test_counts_for_people() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2, 1234567)] == ["0 files", "1 file", "2 files", "1,234,567 files"]
 
 
 def test_table_aligns_columns() -> None:
