@@ -247,11 +247,11 @@ async def test_store_that_lost_everything_gets_everything_again(covered: Covered
 async def snapshot_after(engine: Engine, earlier: SnapshotRow | None) -> None:
     with trio.fail_after(60):
         while engine.last == earlier or not engine.clean():  # noqa: ASYNC110  what tells us is not an event
-            await trio.sleep(0.1)
+            await trio.sleep(0.01)
 
 
-async def test_background_snapshot_after_quiet_time(covered: Covered, autojump_clock: trio.testing.MockClock) -> None:
-    await covered.restart(quiet_seconds=2, interval_seconds=30)
+async def test_background_snapshot_after_quiet_time(covered: Covered) -> None:
+    await covered.restart(quiet_seconds=0.05, interval_seconds=1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(covered.engine.run)
         covered.fs.write("f", b"1")
