@@ -91,7 +91,6 @@ def differences(
     actual: Path | str | bytes,
     *,
     mtimes: bool = True,
-    mtime_slack_ns: int = 0,
     skip: Callable[[bytes], bool] = lambda path: False,
 ) -> list[str]:
     """One line for each difference; empty if the trees are the same."""
@@ -102,8 +101,6 @@ def differences(
     for path in sorted(left.keys() & right.keys()):
         for field in sorted(left[path].keys() | right[path].keys()):
             before, after = left[path].get(field), right[path].get(field)
-            if field == "mtime_ns" and abs(before - after) <= mtime_slack_ns:
-                continue
             if before != after:
                 lines.append(f"{path!r}: {field} is {after!r}, not {before!r}")
     return lines
@@ -114,9 +111,8 @@ def assert_same_tree(
     actual: Path | str | bytes,
     *,
     mtimes: bool = True,
-    mtime_slack_ns: int = 0,
     skip: Callable[[bytes], bool] = lambda path: False,
 ) -> None:
     """Fail with the first differences, if there are any."""
-    lines = differences(expected, actual, mtimes=mtimes, mtime_slack_ns=mtime_slack_ns, skip=skip)
+    lines = differences(expected, actual, mtimes=mtimes, skip=skip)
     assert not lines, f"{len(lines)} differences:\n" + "\n".join(lines[:20])

@@ -8,10 +8,6 @@ from pathlib import Path
 from tests.support.compare import assert_same_tree
 from tests.support.mountproc import MountProcess, run
 
-MTIME_SLACK_NS = 500_000_000
-"""With the write-back cache the kernel takes the time at write(), and does not tell us if it is the time that the file
-has already, by a clock that ticks every 4 ms. The plain file's time is then that of the write-back, moments later."""
-
 
 class Workspace:
     """A directory to work in. `check` proves that what was done there can be had again from the store."""
@@ -33,5 +29,5 @@ class Workspace:
         snapshot = self.mount.sync()
         self.mount.restore(snapshot, restored)
         assert_same_tree(self.mount.plain, restored)
-        assert_same_tree(self.path, self.mount.plain, mtime_slack_ns=MTIME_SLACK_NS)
+        assert_same_tree(self.path, self.mount.plain)
         shutil.rmtree(restored)
