@@ -27,11 +27,11 @@ Races, and why they are none
 2. Writer between `before_write` and `pwrite` while the snapshot thread begins with the file. The
    file's instant was fixed on the trio thread (`freeze` or `adopt`), so the writer either finished
    before it or sees the file frozen and saves. Hence `adopt` must run on the trio thread.
-3. Directory listed by the snapshot thread while a name changes: both take `_lock` for the moment
-   of listing; whoever comes first stores the listing for the other.
+3. Directory listed by the snapshot thread while a name changes: as with chunks. Whoever is about to
+   change it saves a listing first; the snapshot thread looks for that after its own. (`listing`)
 
-Threads: methods marked "trio thread" only there. `_lock` protects everything else and is held for
-microseconds, except for one directory listing.
+Threads: methods marked "trio thread" only there. `_lock` protects everything else; the snapshot thread
+holds it for microseconds, never during input or output, so that no request waits for a disk because of it.
 """
 
 from __future__ import annotations
@@ -478,14 +478,13 @@ class ChangeLog:
 
     def listing(self, key: FileKey, fd: int) -> list[ListedEntry]:
         """The directory's names at T. Raises OSError if it can't be listed."""
+        listed = list_directory(fd)  # without the lock: a cold disk may take its time
         with self._lock:
             frozen = self._frozen
             if frozen is None or not frozen.covers(key):
-                return list_directory(fd)
-            listed = frozen.listings.get(key)
-            if listed is None:
-                listed = frozen.listings[key] = list_directory(fd)
-            return listed
+                return listed
+            # If there is one that was saved before a change, ours may be of after it. If not, no change had begun.
+            return frozen.listings.setdefault(key, listed)
 
     def kept(self, key: FileKey) -> int | None:
         """A descriptor of what lost its name after T: read-only, ours, open until `thaw`."""
@@ -539,6 +538,10 @@ class ChangeLog:
     def dirty(self) -> bool:
         """Whether anything has changed since the last `freeze`."""
         return bool(self._files or self._dirs)
+
+    def dirty_files(self) -> int:
+        """How many files are dirty or frozen; cheap."""
+        return len(self._files) + (len(self._frozen.files) if self._frozen is not None else 0)
 
     def dirty_counts(self) -> DirtyCounts:
         """What is dirty or frozen."""

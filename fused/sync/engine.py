@@ -94,7 +94,7 @@ class Engine:
             return Progress("scanning", taker.scanning.seen, self.last.files if self.last is not None else None)
         if taker is not None and taker.capturer is not None:
             done = taker.capturer.files
-            return Progress("storing", done, done + self._changes.dirty_counts().files)
+            return Progress("storing", done, done + self._changes.dirty_files())
         return Progress()
 
     def storing(self) -> tuple[int, int]:
