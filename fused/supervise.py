@@ -19,6 +19,7 @@ import logging
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -233,9 +234,10 @@ def launch(settings: Settings, root_fd: int, lock_fd: int, serve: Serve = serve_
     """Start supervisor and daemon in the background; returns the daemon's pid once the mount serves.
 
     `root_fd` is the covered directory, opened before anything is mounted on it; `lock_fd` the state
-    directory's lock. Both stay open in the background and may be closed here. Raises what the daemon reports, or
-    IpfsfsError; nothing is left running then.
+    directory's lock. Both stay open in the background and may be closed here. Raises what the daemon reports,
+    IpfsfsError, or OSError for the log; nothing is left running then.
     """
+    log_fd = _open_log(settings)
     read_end, write_end = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -245,13 +247,14 @@ def launch(settings: Settings, root_fd: int, lock_fd: int, serve: Serve = serve_
         try:
             os.setsid()
             os.chdir("/")
-            _redirect(settings, keep={root_fd, lock_fd, write_end})
+            _redirect(log_fd, keep={root_fd, lock_fd, write_end})
             configure_logging(settings)
             code = Supervisor(settings, root_fd, write_end, serve).run()
         except BaseException:
             log.exception("the supervisor failed")
         _leave(code)
     os.close(write_end)
+    os.close(log_fd)
     try:
         with os.fdopen(read_end, "rb") as reports:
             line = reports.readline()
@@ -270,12 +273,19 @@ def launch(settings: Settings, root_fd: int, lock_fd: int, serve: Serve = serve_
     raise as_error(str(error["kind"]), str(error["message"]))
 
 
-def _redirect(settings: Settings, keep: set[int]) -> None:
-    """Let go of the terminal and of every descriptor that was handed to the command; standard error becomes the log."""
+def _open_log(settings: Settings) -> int:
+    """The log, for appending; a long one is set aside first."""
     name = settings.log_file or os.path.join(settings.state_dir, paths.LOG)
-    if os.path.exists(name) and os.path.getsize(name) > _LOG_MAX:
+    log_fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if stat.S_ISREG((st := os.fstat(log_fd)).st_mode) and st.st_size > _LOG_MAX:
+        os.close(log_fd)
         os.replace(name, name + ".1")
-    log_fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return _open_log(settings)
+    return log_fd
+
+
+def _redirect(log_fd: int, keep: set[int]) -> None:
+    """Let go of the terminal and of every descriptor that was handed to the command; standard error becomes the log."""
     null_fd = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null_fd, 0)
     os.dup2(log_fd, 1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fused import paths, state
 from fused.cli.exits import Exit
 from fused.cli.options import DIRECTORY, FILE, completes
-from fused.cli.output import say
+from fused.cli.output import printable, say
 from fused.config import LOG_LEVELS, ON_CRASH, Settings, load_settings, save_settings
 from fused.errors import Busy, MountError, UsageError
 from fused.fs import mounts
@@ -125,7 +125,7 @@ def _serve(settings: Settings, root_fd: int, lock_fd: int) -> int:
     from fused.supervise import launch
 
     pid = launch(settings, root_fd, lock_fd)
-    print(f"{settings.mountpoint} is covered (daemon {pid}); `ipfsfs status` shows how far it is stored")
+    print(f"{printable(settings.mountpoint)} is covered (daemon {pid}); `ipfsfs status` shows how far it is stored")
     return Exit.OK
 
 

@@ -76,6 +76,8 @@ def _ask_daemon(target: Target, now: bool, show_progress: bool | None) -> Json:
         try:
             return call(target.state_dir, "umount", {"now": now}, progress)
         except MountError as exc:
+            if mounts.find_mount_at(target.mountpoint) is None:  # somebody else was quicker; its end is waited for
+                return {"snapshot": None, "unstored": None}
             users = [str(holder) for holder in mounts.holders(target.mountpoint)]
             users += [f"a mount on {mount.path}" for mount in mounts.nested_mounts(target.mountpoint)]
             if not users and not isinstance(exc, Busy):

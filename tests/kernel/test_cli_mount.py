@@ -395,6 +395,27 @@ def test_store_that_can_not_be_used_is_reported_by_the_parent(background: Backgr
     assert background.is_plain()
 
 
+@pytest.mark.parametrize("flags", [[], ["-f"]], ids=["background", "foreground"])
+def test_log_file_that_can_not_be_made_is_told(background: Background, flags: list[str]) -> None:
+    log = background.base.base / "not" / "there"
+    done = background.mount("--log-file", str(log), *flags, check=False)
+    assert (done.returncode, done.stderr) == (Exit.FAILED, f"ipfsfs: {log}: No such file or directory\n")
+    assert background.is_plain()
+
+
+@pytest.mark.parametrize("flags", [[], ["-f"]], ids=["background", "foreground"])
+def test_log_file_is_where_it_was_asked_for(background: Background, flags: list[str]) -> None:
+    log = background.base.base / "my.log"
+    if flags:
+        background.base.start("--log-file", str(log))
+        background.base.stop()
+    else:
+        background.mount("--log-file", str(log))
+        background.umount()
+    assert f"serving mountpoint={background.path}" in log.read_text()
+    assert not (background.state / "log").exists()
+
+
 def test_state_directory_that_is_a_file_is_refused(background: Background) -> None:
     background.state.write_text("")
     assert "is not a directory" in refused(background, background.path, "--state-dir", str(background.state))
