@@ -7,6 +7,7 @@ the event loop. What happens there is in `blocking.py`, made of `rows.py` (block
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -26,13 +27,19 @@ if TYPE_CHECKING:
 _READERS = 4
 _WRITERS = 2
 
+# How long closing waits for threads of cancelled reads.
+_CLOSE_S = 5.0
+
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class EmbeddedStore:
     """BlockStore and PinStore over a directory. `open` before use, `aclose` after, or `async with`.
 
-    Cancelling a call waits for the step at hand (a file, a transaction, a sync: fractions of a second) and leaves the
+    Cancelling a read returns at once, also when the disk hangs, so deadlines work; its thread ends when it can.
+    Cancelling a write waits for the step at hand (a file, a transaction, a sync: fractions of a second) and leaves the
     store whole. Every method raises StoreUnavailable, with a sentence for a person, when disk or database fail.
     """
 
@@ -67,19 +74,19 @@ class EmbeddedStore:
 
     async def get(self, cid: CID) -> bytes:
         """See BlockStore. A block whose row is there but whose bytes are gone is BlockCorrupt, not BlockNotFound."""
-        return await self._in_thread(self._readers, lambda store: store.rows.get(cid))
+        return await self._read(lambda store: store.rows.get(cid))
 
     async def get_many(self, cids: Sequence[CID]) -> Mapping[CID, bytes]:
         """See BlockStore. Everything is in memory at once: ask for as much as you want to hold."""
-        return await self._in_thread(self._readers, lambda store: store.rows.get_many(cids))
+        return await self._read(lambda store: store.rows.get_many(cids))
 
     async def has(self, cids: Sequence[CID]) -> set[CID]:
         """See BlockStore. Looks at the database only; blocks known to be damaged don't count."""
-        return await self._in_thread(self._readers, lambda store: store.rows.has(cids))
+        return await self._read(lambda store: store.rows.has(cids))
 
     async def stats(self) -> StoreStats:
         """See BlockStore. Cheap with any number of blocks."""
-        return await self._in_thread(self._readers, lambda store: store.rows.stats())
+        return await self._read(lambda store: store.rows.stats())
 
     async def refresh(self, cids: Sequence[CID]) -> set[CID]:
         """Those of `cids` that are stored, and keep them from gc for another grace, as a put would.
@@ -105,7 +112,7 @@ class EmbeddedStore:
 
     async def pins(self, owner: str | None = None) -> list[Pin]:
         """See PinStore."""
-        return await self._in_thread(self._readers, lambda store: store.pins.list(owner))
+        return await self._read(lambda store: store.pins.list(owner))
 
     async def gc(self, links_of: LinksOf) -> int:
         """See PinStore; why it is safe beside other processes is told in `collect.py`.
@@ -116,17 +123,40 @@ class EmbeddedStore:
         return await self._in_thread(self._collectors, lambda store: store.gc(links_of, _check_cancelled))
 
     async def aclose(self) -> None:
-        """See BlockStore. Calls that are under way must have ended."""
+        """See BlockStore. Calls that are under way must have ended; it waits a while for threads of cancelled reads."""
         store, self._store = self._store, None
-        if store is not None:
-            with trio.CancelScope(shield=True):
+        if store is None:
+            return
+        with trio.CancelScope(shield=True):
+            if await self._reads_have_ended():
                 await trio.to_thread.run_sync(store.close, limiter=self._writers)
+            else:
+                # A thread hangs in a descriptor. Closing that could hand its number to another file under its feet;
+                # the end of the process closes it better.
+                log.warning("the disk of the store %s hangs; it is left open", self.path)
+
+    async def _reads_have_ended(self) -> bool:
+        """Wait for all threads of reads, by taking their place, but not for ever."""
+        places: list[object] = []
+        with trio.move_on_after(_CLOSE_S):
+            for _ in range(_READERS):
+                place = object()
+                await self._readers.acquire_on_behalf_of(place)
+                places.append(place)
+        for place in places:
+            self._readers.release_on_behalf_of(place)
+        return len(places) == _READERS
+
+    async def _read(self, call: Callable[[BlockingStore], T]) -> T:
+        return await trio.to_thread.run_sync(call, self._opened(), limiter=self._readers, abandon_on_cancel=True)
 
     async def _in_thread(self, limiter: trio.CapacityLimiter, call: Callable[[BlockingStore], T]) -> T:
-        store = self._store
-        if store is None:
+        return await trio.to_thread.run_sync(call, self._opened(), limiter=limiter)
+
+    def _opened(self) -> BlockingStore:
+        if self._store is None:
             raise StoreUnavailable(f"the store {self.path} is not open")
-        return await trio.to_thread.run_sync(call, store, limiter=limiter)
+        return self._store
 
 
 def _check_cancelled() -> None:
