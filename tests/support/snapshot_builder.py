@@ -47,6 +47,12 @@ async def tree_of(store: BlockStore, path: str | bytes) -> CID:
 
 async def file_of(store: BlockStore, content: bytes) -> tuple[CID, int]:
     """Store `content` as a file: its root and its cumulative size."""
+    root, blocks, tsize = _file(content)
+    await store.put(blocks)
+    return root, tsize
+
+
+def _file(content: bytes) -> tuple[CID, list[Block], int]:
     leaves: list[CID] = []
     blocks: list[Block] = []
     for at in range(0, max(len(content), 1), CHUNK):
@@ -54,8 +60,7 @@ async def file_of(store: BlockStore, content: bytes) -> tuple[CID, int]:
         leaves.append(cid_of(RAW, chunk))
         blocks.append(Block(leaves[-1], chunk))
     root, nodes, tsize = file_root(leaves, len(content))
-    await store.put([*blocks, *nodes])
-    return root, tsize
+    return root, [*blocks, *nodes], tsize
 
 
 def attrs_of(path: bytes) -> Attrs:
@@ -79,24 +84,30 @@ def attrs_of(path: bytes) -> Attrs:
 async def _directory(store: BlockStore, path: bytes) -> tuple[CID, CID, int]:
     entries: list[DirEntry] = []
     metas: list[MetaEntry] = []
+    blocks: list[Block] = []
     for name in sorted(os.listdir(path)):
         child = path + b"/" + name
         attrs = attrs_of(child)
         meta: CID | None = None
+        made: list[Block] = []
         if attrs.kind == "dir":
             cid, meta, tsize = await _directory(store, child)
             entries.append(DirEntry(name, cid, tsize))
         elif attrs.kind == "file":
-            cid, tsize = await file_of(store, _content(child))
+            cid, made, tsize = _file(_content(child))
             entries.append(DirEntry(name, cid, tsize))
         elif attrs.kind == "link":
             cid, block, tsize = symlink_node(os.readlink(child))
-            await store.put([block])
+            made = [block]
             entries.append(DirEntry(name, cid, tsize))
         metas.append(MetaEntry(name, attrs, meta))
+        blocks += made
+        if sum(len(block.data) for block in made) > CHUNK or len(blocks) > 100:
+            await store.put(blocks)
+            blocks = []
     tree, nodes, tsize = directory(entries)
     root, pages = encode_meta_dir(attrs_of(path), metas)
-    await store.put([*nodes, *pages])
+    await store.put([*blocks, *nodes, *pages])
     return tree, root, tsize
 
 

@@ -89,7 +89,7 @@ def test_every_error_of_ours_has_an_exit_code_and_the_special_ones_their_own() -
     classes = [cls for cls in below(errors.IpfsfsError) if cls.__module__ == "fused.errors"]
     codes = {cls.__name__: exit_code(cls.__new__(cls)) for cls in classes}
     plain_failures = {name for name, code in codes.items() if code is Exit.FAILED}
-    assert plain_failures == {"IpfsfsError", "MountError", "NamesCollide"}  # of a new error: decide
+    assert plain_failures == {"IpfsfsError", "MountError", "NamesCollide", "RestoreFailed"}  # of a new error: decide
     assert codes["UsageError"] is Exit.USAGE
     assert codes["NotMounted"] is Exit.NOT_MOUNTED
     assert codes["DaemonGone"] is codes["StoreUnavailable"] is codes["BlockCorrupt"] is Exit.TROUBLE
