@@ -225,6 +225,8 @@ class MountProcess:
         try:
             if self._process is not None and not self._timed_out:
                 self.stop()
+            elif self.is_mounted():  # in the background, by a test that has failed
+                self.ipfsfs("umount", "--now", self.path, check=False)
         except (AssertionError, subprocess.SubprocessError, OSError) as exc:
             problem = exc
         finally:
