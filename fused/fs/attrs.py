@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,12 +14,10 @@ from fused.fs.tree import Entry
 from fused.local import layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from fused.fs.changes_protocol import ChangeSink, Dirs
+    from fused.fs.changes_protocol import ChangeSink
     from fused.fs.inodes import Inode, Inodes
     from fused.fs.mtimes import ModificationTimes
-    from fused.fs.reach import Reach
+    from fused.fs.reach import Aim, Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,8 @@ class NewAttrs:
         )
 
 
+_CAPABILITY = b"security.capability"
+
 _NOW_NS = 5_000_000_000
 """Times this close to now may have been asked for as "now": pyfuse3 hands on the clock's reading, not the request."""
 
@@ -73,8 +73,12 @@ class Attributes:
     def setattr(self, ino: int, new: NewAttrs) -> Entry:
         """Change owner, mode and times, in this order: a change of owner takes the set-ID bits away."""
         inode = self._inodes.get(ino)
-        if new.any:
-            with self._changed(inode) as (target, before):
+        if not new.any:
+            return Entry(ino, self._reach.stat(inode))
+        with self._reach.aim(inode) as aim:
+            target = aim.target
+            before = after = os.fstat(aim.fd)
+            try:
                 if new.uid is not None or new.gid is not None:
                     os.chown(target, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
                 if new.mode is not None:
@@ -83,7 +87,15 @@ class Attributes:
                     self._set_times(target, before, new)
                     if new.mtime_ns is not None and self._mtimes is not None:
                         self._mtimes.told(inode, new.mtime_ns)
-        return Entry(ino, self._reach.stat(inode))
+            finally:
+                after = self._changed(inode, aim, before)
+        return Entry(ino, after)
+
+    def _changed(self, inode: Inode, aim: Aim, before: os.stat_result) -> os.stat_result:
+        """After a change of metadata, also one that failed half-way: tell the change sink. Returns the new stat."""
+        after = os.fstat(aim.fd)
+        self._changes.metadata(inode.key, before, after, partial(self._inodes.directories_above, inode))
+        return after
 
     def _set_times(self, target: layer.Target, before: os.stat_result, new: NewAttrs) -> None:
         # A time that is not to change is set to what it is: the same as UTIME_OMIT, since nobody else changes it.
@@ -101,56 +113,60 @@ class Attributes:
                 raise
             os.utime(target)
 
-    @contextmanager
-    def _changed(self, inode: Inode) -> Iterator[tuple[layer.Target, os.stat_result]]:
-        """Around a change of metadata: tells the change sink, also if only a part of it succeeded."""
-        with self._reach.target(inode) as target:
-            before = os.stat(target)
-            try:
-                yield target, before
-            finally:
-                after = os.stat(target)
-                if after.st_ctime_ns != before.st_ctime_ns or after != before:
-                    self._changes.metadata(inode.key, before, after, self._dirs(inode))
-
-    def _dirs(self, inode: Inode) -> Dirs:
-        return partial(self._inodes.directories_above, inode)
-
     def readlink(self, ino: int) -> bytes:
         """A symbolic link's target."""
         inode = self._inodes.get(ino)
-        with self._reach.target(inode) as target:
-            fd = int(str(target).rpartition("/")[2])
+        with self._reach.aim(inode) as aim:
             # An empty name means the O_PATH descriptor itself (readlinkat(2), since Linux 2.6.39).
-            return os.readlink(b"", dir_fd=fd)
+            return os.readlink(b"", dir_fd=aim.fd)
 
     # Extended attributes. The names `security.*` and `trusted.*` are the host's to allow or refuse.
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
         """One attribute's value."""
-        with self._reach.target(self._inodes.get(ino)) as target:
-            return layer.get_xattr(target, name)
+        inode = self._inodes.get(ino)
+        if name == _CAPABILITY:
+            return self._capability(inode)
+        with self._reach.aim(inode) as aim:
+            return layer.get_xattr(aim.target, name)
+
+    def _capability(self, inode: Inode) -> bytes:
+        """Asked before every single write (Linux fs/inode.c, file_remove_privs), and hardly any file has one."""
+        if inode.without_capability:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        try:
+            with self._reach.aim(inode) as aim:
+                return layer.get_xattr(aim.target, _CAPABILITY)
+        except OSError as error:
+            inode.without_capability = error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
+            raise
 
     def listxattr(self, ino: int) -> list[bytes]:
         """The attributes' names."""
-        with self._reach.target(self._inodes.get(ino)) as target:
-            return layer.list_xattrs(target)
+        with self._reach.aim(self._inodes.get(ino)) as aim:
+            return layer.list_xattrs(aim.target)
 
     def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set one attribute."""
-        with self._changed(self._inodes.get(ino)) as (target, _):
-            layer.set_xattr(target, name, value)
+        inode = self._inodes.get(ino)
+        inode.without_capability = False
+        with self._reach.aim(inode) as aim:
+            before = os.fstat(aim.fd)
+            layer.set_xattr(aim.target, name, value)
+            self._changed(inode, aim, before)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Remove one attribute."""
-        with self._changed(self._inodes.get(ino)) as (target, _):
-            layer.remove_xattr(target, name)
+        inode = self._inodes.get(ino)
+        with self._reach.aim(inode) as aim:
+            before = os.fstat(aim.fd)
+            layer.remove_xattr(aim.target, name)
+            self._changed(inode, aim, before)
 
     def access(self, ino: int, mask: int) -> bool:
         """Whether the daemon's user may do this with the file; on a private mount there is no other user."""
-        with self._reach.target(self._inodes.get(ino)) as target:
-            path = layer.proc_path(target) if isinstance(target, int) else target
-            return os.access(path, mask, effective_ids=os.access in os.supports_effective_ids)
+        with self._reach.aim(self._inodes.get(ino)) as aim:
+            return os.access(layer.proc_path(aim.fd), mask, effective_ids=os.access in os.supports_effective_ids)
 
     def statfs(self) -> os.statvfs_result:
         """Space on the file system that holds the covered directory."""

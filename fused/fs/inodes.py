@@ -39,7 +39,18 @@ class Inode:
     other known names of a hard-linked file. `children` counts the names that kept inodes have in this directory.
     """
 
-    __slots__ = ("children", "dev", "host_ino", "ino", "kind", "lookups", "more", "name", "parent")
+    __slots__ = (
+        "children",
+        "dev",
+        "host_ino",
+        "ino",
+        "kind",
+        "lookups",
+        "more",
+        "name",
+        "parent",
+        "without_capability",
+    )
 
     def __init__(self, ino: Ino, st: os.stat_result) -> None:
         self.ino = ino
@@ -52,6 +63,7 @@ class Inode:
         self.parent: Inode | None = None
         self.name: bytes | None = None
         self.more: set[tuple[Inode, bytes]] | None = None
+        self.without_capability = False  # True once the file was found to have no security.capability
 
     @property
     def key(self) -> FileKey:

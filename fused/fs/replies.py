@@ -41,6 +41,11 @@ ERRNO: dict[type[errors.IpfsfsError], int] = {
     errors.DagError: errno.EIO,
     errors.PathNotInDag: errno.ENOENT,
     errors.IndexDamaged: errno.EIO,
+    errors.IndexUnavailable: errno.EIO,
+    errors.Busy: errno.EBUSY,
+    errors.DaemonGone: errno.EIO,
+    errors.NamesCollide: errno.EIO,
+    errors.RestoreFailed: errno.EIO,
 }
 
 

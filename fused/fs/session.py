@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from fused.errors import MountError
+from fused.errors import Busy, MountError
 from fused.fs import mounts
 from fused.fs.operations import Handlers
 from fused.fs.reader import RequestReader
@@ -207,7 +207,8 @@ async def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """Unmount, which makes the kernel write out what it has, and `serve` return.
 
     Done by another process, as the daemon has to serve requests meanwhile. `lazy` detaches a busy mount; it is served
-    until the last program has closed its files. Raises MountError, naming who keeps the mount busy.
+    until the last program has closed its files. Raises Busy, naming who keeps the mount busy, or
+    another MountError.
     """
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
     try:
@@ -221,7 +222,7 @@ async def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     if holders:
         named = ", ".join(str(holder) for holder in holders[:5])
         more = f" and {len(holders) - 5} more" if len(holders) > 5 else ""
-        raise MountError(f"{mountpoint} is busy: in use by {named}{more}")
+        raise Busy(f"{mountpoint} is busy: in use by {named}{more}")
     raise MountError(
         f"{mountpoint} can't be unmounted: {mounts.fusermount_reason(done.stderr.decode(errors='replace'))}"
     )

@@ -88,6 +88,8 @@ class Tree:
     # Making
 
     def _before_add(self, parent: Inode) -> int:
+        if parent.parent is None and parent is not self._inodes.root:  # removed: nothing can be made in it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         dir_fd = self._reach.dir_fd(parent)
         self._changes.before_add(parent.key, dir_fd, self.dirs_of(parent))
         return dir_fd
@@ -147,10 +149,9 @@ class Tree:
         before = self._reach.stat(inode)
         if before.st_nlink == 0:  # as on the host: a file without names gets no new ones (link(2), ENOENT)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        with self._reach.target(inode) as target:
-            source = layer.proc_path(target) if isinstance(target, int) else target
+        with self._reach.aim(inode) as aim:
             dir_fd = self._before_add(parent)
-            os.link(source, name, dst_dir_fd=dir_fd, follow_symlinks=True)
+            os.link(layer.proc_path(aim.fd), name, dst_dir_fd=dir_fd, follow_symlinks=True)
         after = layer.stat_at(dir_fd, name)
         entry = self._known(after, parent, name)
         self._changes.metadata(inode.key, before, after, self.dirs_above(inode))
