@@ -48,6 +48,7 @@ class NewAttrs:
 
 
 _CAPABILITY = b"security.capability"
+_ACL = b"system.posix_acl_"
 
 _NOW_NS = 5_000_000_000
 """Times this close to now may have been asked for as "now": pyfuse3 hands on the clock's reading, not the request."""
@@ -57,7 +58,14 @@ class Attributes:
     """All operations on an inode that leave its content and its names alone."""
 
     def __init__(
-        self, root_fd: int, inodes: Inodes, reach: Reach, changes: ChangeSink, mtimes: ModificationTimes | None
+        self,
+        root_fd: int,
+        inodes: Inodes,
+        reach: Reach,
+        changes: ChangeSink,
+        mtimes: ModificationTimes | None,
+        *,
+        private: bool,
     ) -> None:
         """`mtimes` is None on a write-through mount."""
         self._root_fd = root_fd
@@ -65,6 +73,7 @@ class Attributes:
         self._reach = reach
         self._changes = changes
         self._mtimes = mtimes
+        self._private = private
 
     def getattr(self, ino: int) -> Entry:
         """The file's stat."""
@@ -141,13 +150,17 @@ class Attributes:
             inode.without_capability = error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
             raise
 
-    def listxattr(self, ino: int) -> list[bytes]:
-        """The attributes' names."""
+    def listxattr(self, ino: int, uid: int) -> list[bytes]:
+        """The attributes' names, as `uid` may see them: root sees those of the namespace `trusted` too (xattr(7))."""
         with self._reach.aim(self._inodes.get(ino)) as aim:
-            return layer.list_xattrs(aim.target)
+            names = layer.list_xattrs(aim.target)
+        return names if uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set one attribute."""
+        if not self._private and name.startswith(_ACL):
+            # The kernel would check modes only, so an access control list would be stored and not obeyed.
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         inode = self._inodes.get(ino)
         inode.without_capability = False
         with self._reach.aim(inode) as aim:

@@ -6,6 +6,7 @@ Everything here works on trio's thread. `operations.py` translates between pyfus
 from __future__ import annotations
 
 import os
+import resource
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from fused.fs.handles import Handles
 from fused.fs.inodes import Inodes
 from fused.fs.mtimes import ModificationTimes
 from fused.fs.owner import NewOwner
-from fused.fs.reach import Reach
+from fused.fs.reach import MAX_CACHED, Reach
 from fused.fs.requests import RequestCounter
 from fused.fs.tree import Tree
 from fused.fs.waiting import Waiting
@@ -40,12 +41,15 @@ class FileSystem:
         self.read_only = read_only
         self.inodes = Inodes(os.fstat(root_fd))
         self.handles = Handles()
-        self.reach = Reach(root_fd, self.inodes, self.handles)
+        # A quarter at most of what may be open: the rest is for the programs' files.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        max_cached = MAX_CACHED if limit == resource.RLIM_INFINITY else min(MAX_CACHED, limit // 4)
+        self.reach = Reach(root_fd, self.inodes, self.handles, max_cached=max_cached)
         self.waiting = Waiting()
         self.tree = Tree(self.inodes, self.handles, self.reach, changes, NewOwner(private=private))
         mtimes = None if write_through else ModificationTimes()
         self.files = Files(self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, mtimes)
-        self.attributes = Attributes(root_fd, self.inodes, self.reach, changes, mtimes)
+        self.attributes = Attributes(root_fd, self.inodes, self.reach, changes, mtimes, private=private)
         self.requests: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
 
     def writers(self) -> list[bytes]:

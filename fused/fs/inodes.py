@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROOT_INO = Ino(1)
 
+_TYPE = 0o170000  # S_IFMT, as a mask
+
 UNKNOWN_INO = Ino(1 << 48)
 """Stands for files whose attributes we may not see. Never in the table."""
 
@@ -86,7 +88,7 @@ class Inode:
 
     def is_file_of(self, st: os.stat_result) -> bool:
         """Whether `st` describes this very inode."""
-        return st.st_ino == self.host_ino and st.st_dev == self.dev and stat.S_IFMT(st.st_mode) == self.kind
+        return st.st_ino == self.host_ino and st.st_dev == self.dev and st.st_mode & _TYPE == self.kind
 
 
 class Inodes:
@@ -134,6 +136,9 @@ class Inodes:
 
         Made if it is new. The caller adds to its lookup count, or calls `drop_if_unused`.
         """
+        inode = self._by_ino.get(st.st_ino)
+        if inode is not None and inode.parent is parent and inode.name == name and inode.is_file_of(st):
+            return inode  # nothing new: the usual case, most of all in listings
         inode = self.find(st)
         if inode is not None and inode.kind != stat.S_IFMT(st.st_mode):
             # The host gave the number to another file while the kernel still holds the old one. That takes a change

@@ -177,7 +177,7 @@ class Handlers(pyfuse3.Operations):
 
     @handler
     def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return self._attributes.listxattr(inode)
+        return self._attributes.listxattr(inode, ctx.uid)
 
     @handler
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:

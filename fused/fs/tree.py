@@ -271,6 +271,7 @@ class Tree:
         if start_id == 0 or not handle.names:
             handle.names = [b".", b"..", *layer.names_in(handle.fd)]
         directory = handle.inode
+        remember = self._inodes.remember
         for index in range(start_id, len(handle.names)):
             name = handle.names[index]
             if index < 2:
@@ -278,7 +279,7 @@ class Tree:
                 yield ListedEntry(name, inode.ino, os.fstat(handle.fd), index + 1)
                 continue
             try:
-                st = layer.stat_at(handle.fd, name)
+                st = os.stat(name, dir_fd=handle.fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
             except PermissionError:
@@ -286,7 +287,9 @@ class Tree:
                 # the first size it hears; a file without a type it lists, drops and forgets (Linux fs/fuse/readdir.c).
                 yield ListedEntry(name, UNKNOWN_INO, _UNKNOWN, index + 1)
                 continue
-            yield ListedEntry(name, self._known(st, directory, name).ino, st, index + 1)
+            inode = remember(st, directory, name)
+            inode.lookups += 1
+            yield ListedEntry(name, inode.ino, st, index + 1)
 
     def directory_fd(self, fh: int) -> int:
         """The descriptor of an open directory. Borrowed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import namespace
 from tests.support.plainmount import NOBODY, PlainMount, as_user
 
 ALICE, BOB, TEAM = 12_001, 12_002, 12_100
@@ -50,12 +53,12 @@ def enter(open_path: Path) -> Iterator[list[str]]:
     node = open_path / "fuse"
     os.mknod(node, 0o020666, os.stat("/dev/fuse").st_rdev)
     node.chmod(0o666)
-    with subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, node], stdout=subprocess.PIPE
-    ) as holder:
+    with subprocess.Popen(namespace.command("sh", "-c", script, node), stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
-        yield ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--"]
+        process = f"/proc/{holder.pid}"
+        # The root as well: entering the name space leaves a chroot.
+        yield ["nsenter", f"--mount={process}/ns/mnt", f"--root={process}/root", "--"]
         holder.kill()
 
 
@@ -246,10 +249,7 @@ open(p, 'w').write('x'); os.chmod(p, 0o6775)
 open(p, 'a').write('y'); print(stat.filemode(os.stat(p).st_mode))
 """
     assert users_mount.run(NOBODY, code, users_mount.path / "s") == "-rwxrwxr-x"
-    assert (
-        users_mount.run(NOBODY, "print(stat.filemode(os.stat(sys.argv[1]).st_mode))", users_mount.plain / "s")
-        == "-rwxrwxr-x"
-    )
+    assert stat.filemode(os.stat(users_mount.plain / "s").st_mode) == "-rwxrwxr-x"
 
 
 def test_devices_and_set_id_programs_work_on_roots_mount(shared_mount: PlainMount) -> None:
@@ -260,3 +260,21 @@ def test_devices_and_set_id_programs_work_on_roots_mount(shared_mount: PlainMoun
     os.chmod(shared_mount.path / "id", 0o4755)
     shown = subprocess.run([*as_user(ALICE), shared_mount.path / "id"], capture_output=True, text=True, check=True)
     assert "euid=0(root)" in shown.stdout
+
+
+def test_only_root_sees_trusted_attributes(shared_mount: PlainMount) -> None:
+    path = shared_mount.path / "f"
+    path.touch()
+    path.chmod(0o644)
+    os.setxattr(path, "trusted.t", b"")
+    os.setxattr(path, "user.u", b"")
+    assert sorted(os.listxattr(path)) == ["trusted.t", "user.u"]
+    assert run_as(ALICE, "print(os.listxattr(sys.argv[1]))", path) == "['user.u']"
+
+
+def test_access_control_lists_are_refused_where_they_would_not_be_obeyed(shared_mount: PlainMount) -> None:
+    """Documented: on a mount for everybody the kernel checks modes only."""
+    (shared_mount.path / "f").touch()
+    users = struct.pack("<IHHIHHIHHIHHIHHI", 2, 1, 6, 0, 2, 6, BOB, 4, 4, 0, 16, 6, 0, 32, 4, 0)  # u::rw u:bob:rw …
+    with pytest.raises(OSError, match="not supported"):
+        os.setxattr(shared_mount.path / "f", "system.posix_acl_access", users)
