@@ -59,15 +59,29 @@ def test_the_write_back_cache_joins_small_appends(plain_mount: PlainMount) -> No
     assert os.stat(plain_mount.plain / "log").st_size == 200 * 120
 
 
-def test_random_writes_and_truncations_give_the_same_file_as_on_a_plain_directory(
+def _write_mapped(fd: int, data: bytes) -> object:
+    """Change the middle of a file through a shared mapping, as far as it reaches; not flushed."""
+    size = os.fstat(fd).st_size
+    if size <= len(data):
+        return None
+    with mmap.mmap(fd, 0) as mapping:
+        middle = (size - len(data)) // 2
+        mapping[middle : middle + len(data)] = data
+    return size
+
+
+def test_random_writes_mappings_and_truncations_give_the_same_file_as_on_a_plain_directory(
     any_mount: PlainMount, tmp_path: Path
 ) -> None:
     rng = random.Random(3)
     handles = [os.open(d / "a", os.O_RDWR | os.O_CREAT) for d in (any_mount.path, tmp_path)]
-    for _ in range(400):
+    for _ in range(1_000):
         offset, length = rng.randrange(300_000), rng.choice([1, 100, 4096, 70_000])
-        match rng.randrange(5):
-            case 0 | 1:
+        match rng.randrange(6):
+            case 0:
+                data = rng.randbytes(min(length, offset))
+                results = [_write_mapped(fd, data) for fd in handles]
+            case 1:
                 data = rng.randbytes(length)
                 results = [os.pwrite(fd, data, offset) for fd in handles]
             case 2:
@@ -333,6 +347,7 @@ def _executed_file_is_busy(d: Path) -> object:
 
 
 OPERATIONS = [value for name, value in sorted(globals().items()) if name.startswith("_") and callable(value)]
+OPERATIONS.remove(_write_mapped)
 OPERATIONS = [work for work in OPERATIONS if getattr(work, "__module__", None) == __name__]
 
 
