@@ -13,6 +13,7 @@ import pytest
 
 from fused.cli.exits import Exit
 from fused.fs.mounts import find_mount_at
+from tests.support import namespace
 from tests.support.background import Background
 from tests.support.mountproc import REPO
 from tests.support.poll import wait_until
@@ -253,7 +254,7 @@ WITHOUT_PERMISSION = (
 def without_fuse(background: Background, prepare: str, *args: str) -> subprocess.CompletedProcess[str]:
     """Run a command where FUSE can't be used, for it alone."""
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f'{prepare} "$0" "$@"', sys.executable, "-m", "fused", *args],
+        namespace.command("sh", "-c", f'{prepare} "$0" "$@"', sys.executable, "-m", "fused", *args),
         env=background.base.environ,
         cwd="/",
         capture_output=True,
@@ -427,7 +428,7 @@ def test_store_below_another_name_of_the_directory_is_refused(background: Backgr
     alias.mkdir()
     program = 'mount --bind "$1" "$2" && exec "$3" -m fused mount --store-dir "$2/store" "$1"'
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", program, "sh", background.path, alias, sys.executable],
+        namespace.command("sh", "-c", program, "sh", background.path, alias, sys.executable),
         env=background.base.environ,
         capture_output=True,
         text=True,

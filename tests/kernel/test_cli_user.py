@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import namespace
 from tests.support.mountproc import clean_environment
 
 NOBODY = 65534
@@ -59,7 +60,7 @@ def run_as_user(program: str, tmp_path: Path, prepare: str = ":") -> None:
     command = [sys.executable, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)]
     root = os.geteuid() == 0
     if root:
-        command = ["unshare", "--mount", "sh", "-c", NAME_SPACE, "sh", prepare, *command]
+        command = namespace.command("sh", "-c", NAME_SPACE, "sh", prepare, *command)
     home = Path("/mnt/user/home") if root else tmp_path / "home"
     work = tmp_path / "user"
     work.mkdir()
