@@ -53,7 +53,9 @@ def enter(open_path: Path) -> Iterator[list[str]]:
     node = open_path / "fuse"
     os.mknod(node, 0o020666, os.stat("/dev/fuse").st_rdev)
     node.chmod(0o666)
-    with subprocess.Popen(namespace.command("sh", "-c", script, node), stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        namespace.command("sh", "-c", script, node, reachable=True), stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
         process = f"/proc/{holder.pid}"
