@@ -74,13 +74,16 @@ class DirtyFile:
     `chunks` are chunk numbers, or None if anything may have changed. Content from `cut` on (bytes)
     was truncated away at some time. `base` is the file's stat just before the first of these changes:
     what is known of the content holds for the other chunks only if it was known for that very stat.
-    `fresh`: the file was created since, so what the index knows under its inode number is of an earlier one.
+    `end` is where the
+    furthest write ended, in bytes. `fresh`: the file was created since, so what the index knows under its inode
+    number is of an earlier one.
     """
 
     chunks: set[int] | None = field(default_factory=set)
     cut: int | None = None
     fresh: bool = False
     base: Stat | None = None
+    end: int = 0
 
     def merge(self, later: DirtyFile) -> None:
         """Add what `later` says."""
@@ -91,6 +94,7 @@ class DirtyFile:
         if later.cut is not None:
             self.cut = later.cut if self.cut is None else min(self.cut, later.cut)
         self.fresh = self.fresh or later.fresh
+        self.end = max(self.end, later.end)
 
     def unchanged(self, index: int) -> bool:
         """Whether chunk `index`, whole in the old and the new content, is the same in both."""
@@ -279,6 +283,7 @@ class ChangeLog:
             if self._frozen is not None:
                 self._save(key, fd, offset, offset + length)
             dirty = self._mark(key, fd, dirs)
+            dirty.end = max(dirty.end, offset + length)
             if dirty.chunks is not None and length:
                 first, last = offset // CHUNK, (offset + length - 1) // CHUNK
                 if first == last:
@@ -554,4 +559,5 @@ class ChangeLog:
 
 
 def _bytes_in(files: Iterable[DirtyFile]) -> int:
-    return sum(len(d.chunks or ()) for d in files) * CHUNK
+    """Whole chunks have to be stored, but the last one only as far as it was written."""
+    return sum(min(len(d.chunks) * CHUNK, d.end) for d in files if d.chunks)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fused.dag.attrs import AttrKind, Attrs
 from fused.dag.build import DirEntry, directory, symlink_node
 from fused.dag.meta import MetaEntry, encode_meta_dir
+from fused.errors import NamesCollide
 from fused.index.index import DirMemo
 from fused.sync.ingest import racy
 from fused.sync.visit import (
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
 
     from fused.cid import CID
     from fused.index.index import FileMemo
+    from fused.store.base import Block
     from fused.sync.capture import Capturer
 
 log = logging.getLogger(__name__)
+
+COLLIDES = "its name has the same hash as another in this large directory, and IPFS can't hold both"
 
 _SPECIAL: dict[int, AttrKind] = {
     stat_.S_IFIFO: "fifo",
@@ -283,11 +287,26 @@ class TreeEncoder:
         # readlinkat(2): an O_PATH descriptor of the link, and an empty name
         return None if kept is None else os.readlink(b"", dir_fd=kept)
 
+    def _encode(self, level: _Level) -> tuple[CID, list[Block], int]:
+        """The UnixFS directory, without names that can't be in it together."""
+        while True:
+            try:
+                return directory(level.entries, self._c.seal)
+            except NamesCollide as exc:
+                left_out = max(exc.names)
+                level.skipped.append((join(level.path, left_out), COLLIDES))
+                level.entries = [entry for entry in level.entries if entry.name != left_out]
+                for entry in level.meta:
+                    if entry.name == left_out and entry.attrs.kind == "file":
+                        level.files, level.bytes = level.files - 1, level.bytes - entry.attrs.size
+                level.meta = [entry for entry in level.meta if entry.name != left_out]
+                level.unfinished = True
+
     def _leave(self, level: _Level) -> tuple[DirMemo, Attrs]:
         """Encode the directory, all of whose entries are known."""
         c = self._c
         attrs = _attrs(level.child, level.st, b"/proc/self/fd/%d" % level.fd, follow=True)
-        tree, blocks, tsize = directory(level.entries, c.seal)
+        tree, blocks, tsize = self._encode(level)
         meta, more = encode_meta_dir(attrs, level.meta, c.seal)
         c.outbox.put_all(blocks)
         c.outbox.put_all(more)

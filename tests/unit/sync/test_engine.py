@@ -16,6 +16,7 @@ from fused.dag.meta import read_meta_dir
 from fused.index.index import Index
 from fused.sync.changes import ChangeLog
 from tests.support.dagread import plain_tree
+from tests.unit.dag.test_build import COLLIDING
 
 if TYPE_CHECKING:
     from fused.index.index import SnapshotRow
@@ -285,3 +286,18 @@ async def test_new_directory_with_the_inode_number_of_a_removed_one_is_not_taken
     row = await covered.engine.sync()
     assert row.tree != first.tree
     assert await covered.tree(row) == {b"d": None}
+
+
+async def test_name_that_collides_with_another_in_a_hamt_is_skipped_and_named(covered: Covered) -> None:
+    directory = covered.root / "large"
+    directory.mkdir()
+    for number in range(9000):
+        (directory / str(number)).write_bytes(b"")
+    for name in COLLIDING:
+        (directory / os.fsdecode(name)).write_bytes(b"x")
+    row = await covered.engine.sync()
+    assert row.files == 9001
+    (path, why), *others = covered.engine.notes.skipped()
+    assert not others
+    assert path in {b"large/" + name for name in COLLIDING}
+    assert "hash" in why
