@@ -105,7 +105,9 @@ class Taker:
         time_ns = time.time_ns()
         await self._thread(self._carry, carries, gone)
         root = await self._with_outbox(self._encode_thread)
-        if last is None or (last.tree, last.meta) != (root.tree, root.meta):
+        same = last is not None and (last.tree, last.meta) == (root.tree, root.meta)
+        # The same, but is it there? Not if the store was moved away and has been filled anew.
+        if last is None or not same or not await self._store.has([last.cid]):
             last = await self._finish(last, root, time_ns)
         self._changes.thaw(stored=True)
         return last

@@ -367,6 +367,26 @@ def test_damaged_block_is_found_by_its_cid_and_never_read_as_something_else(
     assert (mount.path / victim).read_bytes() == right
 
 
+def test_store_that_is_gone_at_the_next_mount_is_filled_again(
+    new_mount: Callable[..., MountProcess], tmp_path: Path
+) -> None:
+    mount = new_mount()
+    fill(mount.plain)
+    mount.start(*FIRST)
+    first = mount.sync()
+    mount.stop()
+    mount.store.rename(aside := mount.base / "store.aside")
+    mount.expect_log("the store does not have the last snapshot any more")
+    mount.start(*FIRST)
+    second = mount.sync()
+    assert_same_tree(mount.plain, mount.restore(second, tmp_path / "restored"))
+    pinned = [row["snapshot"] for row in snapshots(mount)]
+    assert pinned[0] == second
+    # What was stored before is where the store is now.
+    mount.ipfsfs("restore", first, "--to", tmp_path / "old", "--store-dir", aside)
+    assert_same_tree(mount.plain, tmp_path / "old")
+
+
 # --- a bug of ours ------------------------------------------------------------------------------------------------
 
 BUGGY = """
