@@ -131,9 +131,15 @@ class _Loop:
         stock: Callable[[trio.Nursery, int, int], Awaitable[None]] = self._stock_loop  # type: ignore[assignment]
         while True:
             try:
-                return await stock(nursery, min_tasks, max_tasks)
+                await stock(nursery, min_tasks, max_tasks)
             except BlockingIOError:
                 log.debug("a request was withdrawn before it could be read")
+                continue
+            # It ends only when the session does. That may show in the read alone (ENODEV), when the unmount falls
+            # between poll and read: then nobody has told those who wait for the token.
+            if self.reader is not None:
+                self.reader.close()
+            return
 
     def restore(self) -> None:
         """Give pyfuse3 its own functions back."""
