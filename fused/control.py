@@ -263,7 +263,8 @@ def call(
     """
     with _connect(state_dir, timeout) as sock:
         try:
-            sock.sendall(_encode({"op": op, "args": dict(args or {})}))
+            with suppress(BrokenPipeError):  # refused before it was read: the answer that is there says why
+                sock.sendall(_encode({"op": op, "args": dict(args or {})}))
             with sock.makefile("rb") as lines:
                 for line in lines:
                     message = json.loads(line)
