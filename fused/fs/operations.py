@@ -226,9 +226,12 @@ class Handlers(pyfuse3.Operations):
 
     @handler
     def flush(self, fh: int) -> None:
-        # Said once, the kernel does not ask again; it writes a file's dirty pages out before every flush, also before
-        # those it does not send (Linux fs/fuse/file.c, fuse_flush).
-        raise pyfuse3.FUSEError(errno.ENOSYS)
+        # The kernel has written the file's dirty pages out before this (Linux fs/fuse/file.c, fuse_flush). There is
+        # nothing to do, but with the write-back cache the request is needed: when the daemon has died, sending those
+        # pages fails without a trace (fuse_send_writepage, "fails on broken connection only"), and this request is what
+        # makes close() fail. ENOSYS would spare it, for every close from then on.
+        if not self.enable_writeback_cache:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @handler
     def release(self, fh: int) -> None:

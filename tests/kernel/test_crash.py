@@ -7,6 +7,7 @@ has done on a pipe, after the system call has returned; what was reported must h
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -136,8 +137,10 @@ def problems_in(tree: Path, seed: int, said: Reported, *, stream: bool) -> Itera
         return
     for n in range(said.file):
         try:
-            if (tree / "files" / str(n)).read_bytes() != content(seed, n):
-                yield f"file {n} has other content"
+            got, wanted = (tree / "files" / str(n)).read_bytes(), content(seed, n)
+            if got != wanted:
+                same = next((at for at, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), "their ends")
+                yield f"file {n} has {len(got)} bytes, not {len(wanted)}, and is the same up to {same}"
         except FileNotFoundError:
             yield f"file {n} is missing"
     if said.json:
@@ -221,3 +224,15 @@ def test_what_was_promised_survives_kill_9(
         assert mount.ipfsfs("ls", snapshot, "--store-dir", mount.store).stdout
     print(f"rounds={rounds} reported={acknowledged} syncs={syncs} seconds={time.monotonic() - started:.0f}")
     assert syncs >= rounds // 4, "too few snapshots for the test to mean anything"
+
+
+def test_closing_a_file_after_the_daemon_died_is_an_error(mounted: MountProcess) -> None:
+    """What is still in the kernel then is lost, and whoever wrote it must hear of that: promise 2."""
+    (mounted.path / "earlier").write_text("the kernel has learnt by now which requests it may leave out")
+    fd = os.open(mounted.path / "file", os.O_WRONLY | os.O_CREAT)
+    again = os.dup(fd)
+    os.write(fd, b"x" * 10_000)
+    mounted.kill9()
+    for each in (fd, again):
+        with pytest.raises(OSError, match=r"not connected|Input/output"):
+            os.close(each)
