@@ -105,9 +105,9 @@ class Round:
         """Follow the workload's reports; check some of them at once from this process, which is another one."""
         base = self.mount.path / self.directory
         for report in pipe:
-            kind, number = report.split()[:2]
-            if kind == "stopped":
+            if report.startswith("stopped"):  # killed while it said so, perhaps
                 continue
+            kind, number = report.split()
             n = int(number)
             if kind == "stream" and n % 5 == 0:  # written, not closed: promise 1
                 try:
