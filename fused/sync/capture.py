@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fused.sync.changes import ChangedTooFast
+from fused.sync.frozen import ChangedTooFast
 from fused.sync.ingest import ingest, open_for_reading
 from fused.sync.visit import join, why_unreadable
 from fused.types import key_of

@@ -36,71 +36,18 @@ holds it for microseconds, never during input or output, so that no request wait
 
 from __future__ import annotations
 
-import logging
 import os
 import stat as stat_
-import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fused.dag.chunker import CHUNK
+from fused.sync.frozen import ChangedTooFast, DirtyFile, FileCapture, Frozen, ListedEntry, list_directory
 from fused.types import FileKey, Stat
-
-log = logging.getLogger(__name__)
 
 Dirs = Callable[[], Iterable[FileKey]]
 """The keys of all directories that contain something by its known names, nearest first."""
-
-SAVED_IN_MEMORY = 32 * CHUNK
-"""Bytes of saved chunks kept in memory; more goes to an unlinked temporary file."""
-
-SAVED_AT_MOST = 1024 * CHUNK
-"""Bytes of saved chunks in one generation. A file whose old content does not fit is captured again,
-at a later instant: still content that it really had, but no longer of the same instant as its peers."""
-
-SAVED_AT_ONCE = 64 * CHUNK
-"""Bytes that one change may cost to save; it happens on the thread that serves requests."""
-
-KEPT_AT_MOST = 1024
-"""Descriptors kept of files and directories whose names went while they were frozen."""
-
-
-@dataclass(slots=True)
-class DirtyFile:
-    """Which part of a file's content has changed since it was last captured.
-
-    `chunks` are chunk numbers, or None if anything may have changed. Content from `cut` on (bytes)
-    was truncated away at some time. `base` is the file's stat just before the first of these changes:
-    what is known of the content holds for the other chunks only if it was known for that very stat.
-    `end` is where the
-    furthest write ended, in bytes. `fresh`: the file was created since, so what the index knows under its inode
-    number is of an earlier one.
-    """
-
-    chunks: set[int] | None = field(default_factory=set)
-    cut: int | None = None
-    fresh: bool = False
-    base: Stat | None = None
-    end: int = 0
-
-    def merge(self, later: DirtyFile) -> None:
-        """Add what `later` says."""
-        if self.chunks is None or later.chunks is None:
-            self.chunks = None
-        else:
-            self.chunks |= later.chunks
-        if later.cut is not None:
-            self.cut = later.cut if self.cut is None else min(self.cut, later.cut)
-        self.fresh = self.fresh or later.fresh
-        self.end = max(self.end, later.end)
-
-    def unchanged(self, index: int) -> bool:
-        """Whether chunk `index`, whole in the old and the new content, is the same in both."""
-        if self.fresh or self.chunks is None or index in self.chunks:
-            return False
-        return self.cut is None or (index + 1) * CHUNK <= self.cut
 
 
 class DirtyCounts(NamedTuple):
@@ -116,149 +63,6 @@ class DirtyCounts(NamedTuple):
     gone: int
 
 
-class ListedEntry:
-    """A name in a directory as it was listed: bytes, host inode number, kind by DirEntry."""
-
-    __slots__ = ("ino", "is_dir", "name")
-
-    def __init__(self, name: bytes, ino: int, is_dir: bool) -> None:
-        self.name = name
-        self.ino = ino
-        self.is_dir = is_dir
-
-
-class ChangedTooFast(Exception):
-    """What a file was at its instant could not be saved; capture it again."""
-
-
-class _Spill:
-    """Saved chunks of one generation: in memory, then in an unlinked temporary file."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._fd = -1
-        self._end = 0
-        self._in_memory = 0
-        self.total = 0
-
-    def keep(self, data: bytes) -> bytes | tuple[int, int]:
-        """Keep `data` and return what `fetch` needs. Raises OSError if the disk is full."""
-        self.total += len(data)
-        if self._in_memory + len(data) <= SAVED_IN_MEMORY:
-            self._in_memory += len(data)
-            return data
-        if self._fd < 0:
-            self._fd, path = tempfile.mkstemp(prefix="saved-", dir=self._directory)
-            os.unlink(path)
-        at = self._end
-        view = memoryview(data)
-        while view:
-            view = view[os.pwrite(self._fd, view, self._end) :]
-            self._end = at + len(data) - len(view)
-        return (at, len(data))
-
-    def fetch(self, kept: bytes | tuple[int, int]) -> bytes:
-        """The data that `keep` was given."""
-        if isinstance(kept, bytes):
-            return kept
-        return os.pread(self._fd, kept[1], kept[0])
-
-    def close(self) -> None:
-        """Drop everything."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-class FileCapture:
-    """One file's content as it was at its instant, while writers go on.
-
-    `stat` is the file's stat at that instant, or as near to it as metadata matters: its size is exact.
-    """
-
-    def __init__(self, dirty: DirtyFile, st: os.stat_result, spill: _Spill) -> None:
-        self.dirty = dirty
-        self.stat = st
-        self.size = st.st_size
-        self._spill = spill
-        self._saved: dict[int, bytes | tuple[int, int]] = {}
-        self._done: set[int] = set()
-        self._needed: set[int] | None = None
-        self._broken = False
-
-    def need(self, chunks: set[int]) -> None:
-        """Tell which chunks will be read at all; writers need not save the others."""
-        self._needed = chunks
-
-    def read(self, fd: int, index: int) -> bytes:
-        """Chunk `index` as it was. Raises ChangedTooFast if it could not be saved."""
-        offset = index * CHUNK
-        want = min(CHUNK, self.size - offset)
-        data = os.pread(fd, want, offset)
-        while 0 < len(data) < want:
-            more = os.pread(fd, want - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        saved = self._saved.get(index)
-        if saved is not None:
-            data = self._spill.fetch(saved)
-        elif self._broken:
-            raise ChangedTooFast
-        else:
-            self._done.add(index)
-        if len(data) != want:
-            raise ChangedTooFast  # cut short behind our back, by somebody with a descriptor from before the mount
-        return data
-
-    def save(self, fd: int, start: int, stop: int) -> None:
-        """Save what bytes start…stop are now, where that is still needed. Trio thread, before the change."""
-        stop = min(stop, self.size)
-        if start >= stop or self._broken:
-            return
-        wanted = [
-            i
-            for i in range(start // CHUNK, (stop - 1) // CHUNK + 1)
-            if i not in self._done and i not in self._saved and (self._needed is None or i in self._needed)
-        ]
-        if not wanted:
-            return
-        if len(wanted) * CHUNK > SAVED_AT_ONCE or self._spill.total + len(wanted) * CHUNK > SAVED_AT_MOST:
-            self._broken = True
-            return
-        try:
-            for i in wanted:
-                offset = i * CHUNK
-                self._saved[i] = self._spill.keep(os.pread(fd, min(CHUNK, self.size - offset), offset))
-        except OSError as exc:  # the disk is full, or the handle can't be read: the write must go on all the same
-            log.debug("old content not saved: %s", exc)
-            self._broken = True
-
-
-class _Frozen:
-    """A generation that is being captured. `covers_all`: directories without a memo are part of it too."""
-
-    def __init__(self, spill_directory: str) -> None:
-        self.files: dict[FileKey, DirtyFile] = {}
-        self.dirs: set[FileKey] = set()
-        self.covers_all = False
-        self.tree = False
-        self.captures: dict[FileKey, FileCapture] = {}
-        self.done_dirs: set[FileKey] = set()
-        self.listings: dict[FileKey, list[ListedEntry]] = {}
-        self.kept: dict[FileKey, int] = {}
-        self.spill = _Spill(spill_directory)
-
-    def covers(self, dir_key: FileKey) -> bool:
-        return self.tree and (self.covers_all or dir_key in self.dirs) and dir_key not in self.done_dirs
-
-
-def list_directory(fd: int) -> list[ListedEntry]:
-    """The names in the directory open at `fd`, without `.` and `..`. Raises OSError."""
-    with os.scandir(fd) as entries:
-        return [ListedEntry(os.fsencode(e.name), e.inode(), e.is_dir(follow_symlinks=False)) for e in entries]
-
-
 class ChangeLog:
     """See the module. One per daemon; `spill_directory` must not lie under the mount."""
 
@@ -267,7 +71,7 @@ class ChangeLog:
         self._lock = threading.Lock()
         self._files: dict[FileKey, DirtyFile] = {}
         self._dirs: set[FileKey] = set()
-        self._frozen: _Frozen | None = None
+        self._frozen: Frozen | None = None
         self._carries: dict[FileKey, tuple[Stat, Stat]] = {}
         self._gone: list[FileKey] = []
         self.serial = 0
@@ -281,7 +85,7 @@ class ChangeLog:
         """Bytes offset…offset+length of the file open at `fd` will be overwritten or appended."""
         with self._lock:
             if self._frozen is not None:
-                self._save(key, fd, offset, offset + length)
+                self._frozen.save(key, fd, offset, offset + length)
             dirty = self._mark(key, fd, dirs)
             dirty.end = max(dirty.end, offset + length)
             if dirty.chunks is not None and length:
@@ -295,7 +99,7 @@ class ChangeLog:
         """The file open at `fd` will be cut or extended to `size` bytes."""
         with self._lock:
             if self._frozen is not None:
-                self._save(key, fd, size, 1 << 63)
+                self._frozen.save(key, fd, size, 1 << 63)
             dirty = self._mark(key, fd, dirs)
             dirty.cut = size if dirty.cut is None else min(dirty.cut, size)
 
@@ -303,15 +107,15 @@ class ChangeLog:
         """A name will appear in the directory open at `dir_fd`."""
         with self._lock:
             if self._frozen is not None and self._frozen.covers(dir_key):
-                self._list(self._frozen, dir_key, dir_fd)
+                self._frozen.save_listing(dir_key, dir_fd)
             self._mark_dirs(dirs)
 
     def before_remove(self, dir_key: FileKey, dir_fd: int, name: bytes, dirs: Dirs) -> None:
         """`name` will vanish from the directory open at `dir_fd`, or will stand for something else."""
         with self._lock:
             if self._frozen is not None and self._frozen.covers(dir_key):
-                self._list(self._frozen, dir_key, dir_fd)
-                self._keep(self._frozen, dir_fd, name)
+                self._frozen.save_listing(dir_key, dir_fd)
+                self._frozen.keep(dir_fd, name)
             self._mark_dirs(dirs)
 
     def created(self, key: FileKey) -> None:
@@ -361,38 +165,6 @@ class ChangeLog:
         if self.on_first_change is not None:
             self.on_first_change()
 
-    def _save(self, key: FileKey, fd: int, start: int, stop: int) -> None:
-        frozen = self._frozen
-        assert frozen is not None
-        capture = frozen.captures.get(key)
-        if capture is None:
-            dirty = frozen.files.get(key)
-            if dirty is None:
-                return
-            capture = frozen.captures[key] = FileCapture(dirty, os.fstat(fd), frozen.spill)
-        capture.save(fd, start, stop)
-
-    def _list(self, frozen: _Frozen, dir_key: FileKey, dir_fd: int) -> None:
-        if dir_key not in frozen.listings:
-            try:
-                frozen.listings[dir_key] = list_directory(dir_fd)
-            except OSError as exc:  # the change must go on; the snapshot will list what is there then
-                log.debug("directory not listed before its change: %s", exc)
-
-    def _keep(self, frozen: _Frozen, dir_fd: int, name: bytes) -> None:
-        if len(frozen.kept) >= KEPT_AT_MOST:
-            return
-        try:
-            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            key = (st.st_dev, st.st_ino)
-            if key in frozen.kept:
-                return
-            flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            readable = stat_.S_ISREG(st.st_mode) or stat_.S_ISDIR(st.st_mode)
-            frozen.kept[key] = os.open(name, flags | (os.O_RDONLY if readable else os.O_PATH), dir_fd=dir_fd)
-        except OSError as exc:
-            log.debug("file not kept before its name goes: %s", exc)
-
     # --- used by sync ---------------------------------------------------------------------------------------
 
     def freeze(self, *, covers_all: bool) -> None:
@@ -403,7 +175,7 @@ class ChangeLog:
         """
         with self._lock:
             self._thaw(stored=False)
-            frozen = _Frozen(self._spill_directory)
+            frozen = Frozen(self._spill_directory)
             frozen.files, self._files = self._files, {}
             frozen.dirs, self._dirs = self._dirs, set()
             frozen.covers_all = covers_all
@@ -414,7 +186,7 @@ class ChangeLog:
         """Fix the instant of single files, outside or inside of a generation. Trio thread."""
         with self._lock:
             if self._frozen is None:
-                self._frozen = _Frozen(self._spill_directory)
+                self._frozen = Frozen(self._spill_directory)
             for key in keys:
                 if key not in self._frozen.files:
                     self._frozen.files[key] = self._take(key)
@@ -425,13 +197,9 @@ class ChangeLog:
     def capture(self, key: FileKey, fd: int) -> FileCapture:
         """Begin to capture a frozen file that is open at `fd`. Raises ChangedTooFast if it is not frozen, OSError."""
         with self._lock:
-            frozen = self._frozen
-            if frozen is None or key not in frozen.files:
-                raise ChangedTooFast
-            capture = frozen.captures.get(key)
+            capture = self._frozen.capture(key, fd) if self._frozen is not None else None
             if capture is None:
-                capture = FileCapture(frozen.files[key], os.fstat(fd), frozen.spill)
-                frozen.captures[key] = capture
+                raise ChangedTooFast
             return capture
 
     def captured(self, key: FileKey, *, stored: bool) -> None:
@@ -516,9 +284,7 @@ class ChangeLog:
             for key, dirty in frozen.files.items():
                 self._merge_back(key, dirty)
             self._dirs |= frozen.dirs
-        for fd in frozen.kept.values():
-            os.close(fd)
-        frozen.spill.close()
+        frozen.close()
 
     def _merge_back(self, key: FileKey, dirty: DirtyFile) -> None:
         later = self._files.get(key)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fused.cid import CID
     from fused.dag.seal import Seal
-    from fused.sync.changes import FileCapture
+    from fused.sync.frozen import FileCapture
 
 RACY_NS = 50_000_000
 """A file hashed less than this after its ctime may change again and show the same times. Kernel time

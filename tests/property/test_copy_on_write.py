@@ -18,7 +18,7 @@ import trio
 from fused.dag.chunker import CHUNK
 from fused.dag.seal import plain_seal
 from fused.store.memory import MemoryStore
-from fused.sync import changes as changes_module
+from fused.sync import frozen as frozen_module
 from fused.sync.changes import ChangeLog
 from fused.sync.engine import Engine
 from tests.support.dagread import Tree, plain_tree, read_tree
@@ -89,7 +89,7 @@ class Writer:
 async def test_snapshot_is_the_tree_of_its_instant(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     if seed % 4 == 0:
-        monkeypatch.setattr(changes_module, "SAVED_IN_MEMORY", CHUNK)  # the temporary file takes its part
+        monkeypatch.setattr(frozen_module, "SAVED_IN_MEMORY", CHUNK)  # the temporary file takes its part
     root, state = tmp_path / "covered", tmp_path / "state"
     state.mkdir()
     for directory in DIRS:

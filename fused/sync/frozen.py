@@ -1,0 +1,257 @@
+"""What the local layer was at an instant, while it goes on changing: the copies behind `ChangeLog`.
+
+Chunks that a write is about to overwrite, listings of directories that are about to change, descriptors of what is
+about to lose its name. The head of `changes.py` tells how they are used and why there are no races.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat as stat_
+import tempfile
+from dataclasses import dataclass, field
+
+from fused.dag.chunker import CHUNK
+from fused.types import FileKey, Stat, key_of
+
+log = logging.getLogger(__name__)
+
+SAVED_IN_MEMORY = 32 * CHUNK
+"""Bytes of saved chunks kept in memory; more goes to an unlinked temporary file."""
+
+SAVED_AT_MOST = 1024 * CHUNK
+"""Bytes of saved chunks in one generation. A file whose old content does not fit is captured again,
+at a later instant: still content that it really had, but no longer of the same instant as its peers."""
+
+SAVED_AT_ONCE = 64 * CHUNK
+"""Bytes that one change may cost to save; it happens on the thread that serves requests."""
+
+KEPT_AT_MOST = 1024
+"""Descriptors kept of files and directories whose names went while they were frozen."""
+
+
+@dataclass(slots=True)
+class DirtyFile:
+    """Which part of a file's content has changed since it was last captured.
+
+    `chunks` are chunk numbers, or None if anything may have changed. Content from `cut` on (bytes)
+    was truncated away at some time. `base` is the file's stat just before the first of these changes:
+    what is known of the content holds for the other chunks only if it was known for that very stat.
+    `end` is where the
+    furthest write ended, in bytes. `fresh`: the file was created since, so what the index knows under its inode
+    number is of an earlier one.
+    """
+
+    chunks: set[int] | None = field(default_factory=set)
+    cut: int | None = None
+    fresh: bool = False
+    base: Stat | None = None
+    end: int = 0
+
+    def merge(self, later: DirtyFile) -> None:
+        """Add what `later` says."""
+        if self.chunks is None or later.chunks is None:
+            self.chunks = None
+        else:
+            self.chunks |= later.chunks
+        if later.cut is not None:
+            self.cut = later.cut if self.cut is None else min(self.cut, later.cut)
+        self.fresh = self.fresh or later.fresh
+        self.end = max(self.end, later.end)
+
+    def unchanged(self, index: int) -> bool:
+        """Whether chunk `index`, whole in the old and the new content, is the same in both."""
+        if self.fresh or self.chunks is None or index in self.chunks:
+            return False
+        return self.cut is None or (index + 1) * CHUNK <= self.cut
+
+
+class ListedEntry:
+    """A name in a directory as it was listed: bytes, host inode number, kind by DirEntry."""
+
+    __slots__ = ("ino", "is_dir", "name")
+
+    def __init__(self, name: bytes, ino: int, is_dir: bool) -> None:
+        self.name = name
+        self.ino = ino
+        self.is_dir = is_dir
+
+
+class ChangedTooFast(Exception):
+    """What a file was at its instant could not be saved; capture it again."""
+
+
+class _Spill:
+    """Saved chunks of one generation: in memory, then in an unlinked temporary file."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._fd = -1
+        self._end = 0
+        self._in_memory = 0
+        self.total = 0
+
+    def keep(self, data: bytes) -> bytes | tuple[int, int]:
+        """Keep `data` and return what `fetch` needs. Raises OSError if the disk is full."""
+        self.total += len(data)
+        if self._in_memory + len(data) <= SAVED_IN_MEMORY:
+            self._in_memory += len(data)
+            return data
+        if self._fd < 0:
+            self._fd, path = tempfile.mkstemp(prefix="saved-", dir=self._directory)
+            os.unlink(path)
+        at = self._end
+        view = memoryview(data)
+        while view:
+            view = view[os.pwrite(self._fd, view, self._end) :]
+            self._end = at + len(data) - len(view)
+        return (at, len(data))
+
+    def fetch(self, kept: bytes | tuple[int, int]) -> bytes:
+        """The data that `keep` was given."""
+        if isinstance(kept, bytes):
+            return kept
+        return os.pread(self._fd, kept[1], kept[0])
+
+    def close(self) -> None:
+        """Drop everything."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class FileCapture:
+    """One file's content as it was at its instant, while writers go on.
+
+    `stat` is the file's stat at that instant, or as near to it as metadata matters: its size is exact.
+    """
+
+    def __init__(self, dirty: DirtyFile, st: os.stat_result, spill: _Spill) -> None:
+        self.dirty = dirty
+        self.stat = st
+        self.size = st.st_size
+        self._spill = spill
+        self._saved: dict[int, bytes | tuple[int, int]] = {}
+        self._done: set[int] = set()
+        self._needed: set[int] | None = None
+        self._broken = False
+
+    def need(self, chunks: set[int]) -> None:
+        """Tell which chunks will be read at all; writers need not save the others."""
+        self._needed = chunks
+
+    def read(self, fd: int, index: int) -> bytes:
+        """Chunk `index` as it was. Raises ChangedTooFast if it could not be saved."""
+        offset = index * CHUNK
+        want = min(CHUNK, self.size - offset)
+        data = os.pread(fd, want, offset)
+        while 0 < len(data) < want:
+            more = os.pread(fd, want - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        saved = self._saved.get(index)
+        if saved is not None:
+            data = self._spill.fetch(saved)
+        elif self._broken:
+            raise ChangedTooFast
+        else:
+            self._done.add(index)
+        if len(data) != want:
+            raise ChangedTooFast  # cut short behind our back, by somebody with a descriptor from before the mount
+        return data
+
+    def save(self, fd: int, start: int, stop: int) -> None:
+        """Save what bytes start…stop are now, where that is still needed. Trio thread, before the change."""
+        stop = min(stop, self.size)
+        if start >= stop or self._broken:
+            return
+        wanted = [
+            i
+            for i in range(start // CHUNK, (stop - 1) // CHUNK + 1)
+            if i not in self._done and i not in self._saved and (self._needed is None or i in self._needed)
+        ]
+        if not wanted:
+            return
+        if len(wanted) * CHUNK > SAVED_AT_ONCE or self._spill.total + len(wanted) * CHUNK > SAVED_AT_MOST:
+            self._broken = True
+            return
+        try:
+            for i in wanted:
+                offset = i * CHUNK
+                self._saved[i] = self._spill.keep(os.pread(fd, min(CHUNK, self.size - offset), offset))
+        except OSError as exc:  # the disk is full, or the handle can't be read: the write must go on all the same
+            log.debug("old content not saved: %s", exc)
+            self._broken = True
+
+
+def list_directory(fd: int) -> list[ListedEntry]:
+    """The names in the directory open at `fd`, without `.` and `..`. Raises OSError."""
+    with os.scandir(fd) as entries:
+        return [ListedEntry(os.fsencode(e.name), e.inode(), e.is_dir(follow_symlinks=False)) for e in entries]
+
+
+class Frozen:
+    """A generation that is being captured. The change log calls it with its lock held.
+
+    `tree`: the names of directories belong to it, not only files that were adopted; `covers_all`: those of every
+    directory, also of those that are not dirty.
+    """
+
+    def __init__(self, spill_directory: str) -> None:
+        self.files: dict[FileKey, DirtyFile] = {}
+        self.dirs: set[FileKey] = set()
+        self.covers_all = False
+        self.tree = False
+        self.captures: dict[FileKey, FileCapture] = {}
+        self.done_dirs: set[FileKey] = set()
+        self.listings: dict[FileKey, list[ListedEntry]] = {}
+        self.kept: dict[FileKey, int] = {}
+        self._spill = _Spill(spill_directory)
+
+    def covers(self, dir_key: FileKey) -> bool:
+        """Whether the directory's names at T may still be asked for."""
+        return self.tree and (self.covers_all or dir_key in self.dirs) and dir_key not in self.done_dirs
+
+    def capture(self, key: FileKey, fd: int) -> FileCapture | None:
+        """The capture of a file that is open at `fd`, begun if need be; None if the file is not part of this."""
+        capture = self.captures.get(key)
+        if capture is None and key in self.files:
+            capture = self.captures[key] = FileCapture(self.files[key], os.fstat(fd), self._spill)
+        return capture
+
+    def save(self, key: FileKey, fd: int, start: int, stop: int) -> None:
+        """Bytes start…stop of the file open at `fd` are about to change."""
+        capture = self.capture(key, fd)
+        if capture is not None:
+            capture.save(fd, start, stop)
+
+    def save_listing(self, dir_key: FileKey, dir_fd: int) -> None:
+        """The names in the directory open at `dir_fd` are about to change."""
+        if dir_key not in self.listings:
+            try:
+                self.listings[dir_key] = list_directory(dir_fd)
+            except OSError as exc:  # the change must go on; the snapshot will list what is there then
+                log.debug("directory not listed before its change: %s", exc)
+
+    def keep(self, dir_fd: int, name: bytes) -> None:
+        """`name` is about to go: keep a descriptor of what it stands for."""
+        if len(self.kept) >= KEPT_AT_MOST:
+            return
+        try:
+            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            key = key_of(st)
+            if key in self.kept:
+                return
+            flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            readable = stat_.S_ISREG(st.st_mode) or stat_.S_ISDIR(st.st_mode)
+            self.kept[key] = os.open(name, flags | (os.O_RDONLY if readable else os.O_PATH), dir_fd=dir_fd)
+        except OSError as exc:
+            log.debug("file not kept before its name goes: %s", exc)
+
+    def close(self) -> None:
+        """Drop everything that was saved and kept."""
+        for fd in self.kept.values():
+            os.close(fd)
+        self._spill.close()
