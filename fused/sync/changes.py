@@ -167,10 +167,9 @@ class ChangeLog:
 
     # --- used by sync ---------------------------------------------------------------------------------------
 
-    def freeze(self, *, covers_all: bool) -> None:
+    def freeze(self) -> None:
         """Fix the instant T: all that is dirty now will be captured as it is now. Trio thread.
 
-        With `covers_all` every directory belongs to the generation, also those that are not dirty.
         `thaw` ends it. Files that were adopted and not captured are dirty again first.
         """
         with self._lock:
@@ -178,7 +177,6 @@ class ChangeLog:
             frozen = Frozen(self._spill_directory)
             frozen.files, self._files = self._files, {}
             frozen.dirs, self._dirs = self._dirs, set()
-            frozen.covers_all = covers_all
             frozen.tree = True
             self._frozen = frozen
 

@@ -195,14 +195,13 @@ def list_directory(fd: int) -> list[ListedEntry]:
 class Frozen:
     """A generation that is being captured. The change log calls it with its lock held.
 
-    `tree`: the names of directories belong to it, not only files that were adopted; `covers_all`: those of every
-    directory, also of those that are not dirty.
+    `tree`: the names in all directories belong to it, not only files that were adopted. Also those of directories that
+    were clean: once they change, their memo can't be told from one of another directory with that inode number.
     """
 
     def __init__(self, spill_directory: str) -> None:
         self.files: dict[FileKey, DirtyFile] = {}
         self.dirs: set[FileKey] = set()
-        self.covers_all = False
         self.tree = False
         self.captures: dict[FileKey, FileCapture] = {}
         self.done_dirs: set[FileKey] = set()
@@ -212,7 +211,7 @@ class Frozen:
 
     def covers(self, dir_key: FileKey) -> bool:
         """Whether the directory's names at T may still be asked for."""
-        return self.tree and (self.covers_all or dir_key in self.dirs) and dir_key not in self.done_dirs
+        return self.tree and dir_key not in self.done_dirs
 
     def capture(self, key: FileKey, fd: int) -> FileCapture | None:
         """The capture of a file that is open at `fd`, begun if need be; None if the file is not part of this."""

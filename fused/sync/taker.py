@@ -8,7 +8,6 @@ Whatever fails or is killed in between leaves the snapshot before as the newest,
 from __future__ import annotations
 
 import logging
-import os
 import re
 import socket
 import time
@@ -97,10 +96,10 @@ class Taker:
 
         `at_freeze` is called at the instant T.
         """
-        root_known = await self._thread(self._prepare)
+        await self._thread(self._prepare)
         # The instant T: no checkpoint among these.
         at_freeze()
-        self._changes.freeze(covers_all=not root_known)
+        self._changes.freeze()
         carries, gone = self._changes.take_carries(), self._changes.take_gone()
         time_ns = time.time_ns()
         await self._thread(self._carry, carries, gone)
@@ -201,14 +200,12 @@ class Taker:
     def _load_excludes(self) -> Excludes:
         return Excludes([*self._exclude, *read_ignore_file(self._root_fd)])
 
-    def _prepare(self) -> bool:
-        """Whether the index knows the root directory, so that what is not dirty need not be looked at."""
+    def _prepare(self) -> None:
+        """Look at every directory again if other patterns hold than for the snapshot before."""
         excludes = self._load_excludes()
         if self._index.about("excludes") != excludes.digest:
             self._index.drop_all_dirs()
             self._index.set_about("excludes", excludes.digest)
-        ino = os.fstat(self._root_fd).st_ino
-        return ino in self._index.dirs([ino])
 
     def _carry(self, carries: dict[FileKey, tuple[Stat, Stat]], gone: list[FileKey]) -> None:
         if gone:

@@ -100,9 +100,9 @@ async def test_snapshot_is_the_tree_of_its_instant(tmp_path: Path, seed: int, mo
     frozen: list[Tree] = []
     freeze = changes.freeze
 
-    def recording_freeze(*, covers_all: bool) -> None:
+    def recording_freeze() -> None:
         frozen.append(plain_tree(root))
-        freeze(covers_all=covers_all)
+        freeze()
 
     monkeypatch.setattr(changes, "freeze", recording_freeze)
 
