@@ -38,7 +38,8 @@ class Inode:
     """One file or directory that the kernel knows, or that contains one that it knows.
 
     `parent` and `name` are its first name; both None when no name is known (removed, or the root). `more` holds the
-    other known names of a hard-linked file. `children` counts the names that kept inodes have in this directory.
+    other known names of a hard-linked file by directory, as there may be tens of thousands, usually in a few
+    directories. `children` counts the names that kept inodes have in this directory.
     """
 
     __slots__ = (
@@ -64,7 +65,7 @@ class Inode:
         self.children = 0
         self.parent: Inode | None = None
         self.name: bytes | None = None
-        self.more: set[tuple[Inode, bytes]] | None = None
+        self.more: dict[Inode, set[bytes]] | None = None
         self.without_capability = False  # True once the file was found to have no security.capability
 
     @property
@@ -77,14 +78,28 @@ class Inode:
         """Whether names can be in it."""
         return self.kind == stat.S_IFDIR
 
-    def names(self) -> list[tuple[Inode, bytes]]:
-        """All known names, as (directory, name)."""
+    def names(self) -> Iterator[tuple[Inode, bytes]]:
+        """All known names, as (directory, name), the first name first. Not to be changed meanwhile."""
         if self.parent is None or self.name is None:
-            return []
-        names = [(self.parent, self.name)]
+            return
+        yield self.parent, self.name
         if self.more:
-            names += self.more
-        return names
+            for parent, names in self.more.items():
+                for name in names:
+                    yield parent, name
+
+    def parents(self) -> Iterator[Inode]:
+        """The directories that a name is in. One may come twice."""
+        if self.parent is not None:
+            yield self.parent
+        if self.more:
+            yield from self.more
+
+    def is_in(self, parent: Inode, name: bytes) -> bool:
+        """Whether this name is known."""
+        if self.parent is parent and self.name == name:
+            return True
+        return self.more is not None and name in self.more.get(parent, ())
 
     def is_file_of(self, st: os.stat_result) -> bool:
         """Whether `st` describes this very inode."""
@@ -167,7 +182,7 @@ class Inodes:
         """Let go of the host's file: the number on the mount stays, but nothing is found by it."""
         self._by_key.pop(inode.key, None)
         inode.host_ino = -1
-        for parent, name in inode.names():
+        for parent, name in list(inode.names()):
             self.remove_name(inode, parent, name)
 
     def _know(self, inode: Inode, links: int, parent: Inode, name: bytes) -> None:
@@ -175,35 +190,38 @@ class Inodes:
             return
         if inode.parent is not None and (inode.is_directory or links < 2):
             # It can have one name only, so the other one is history.
-            for old_parent, old_name in inode.names():
+            for old_parent, old_name in list(inode.names()):
                 self.remove_name(inode, old_parent, old_name)
         self.add_name(inode, parent, name)
 
     def add_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Note that `inode` is in `parent` under `name`. Nothing happens if that is known, or for the root."""
-        if inode is self.root:
+        if inode is self.root or inode.is_in(parent, name):
             return
         if inode.parent is None:
             inode.parent, inode.name = parent, name
-        elif (inode.parent is parent and inode.name == name) or (inode.more and (parent, name) in inode.more):
-            return
         else:
-            inode.more = {(parent, name), *(inode.more or ())}
+            if inode.more is None:
+                inode.more = {}
+            inode.more.setdefault(parent, set()).add(name)
         parent.children += 1
 
     def remove_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Forget one name. The inode stays while the kernel holds it, with or without names."""
-        if inode.parent is parent and inode.name == name:
-            if inode.more:
-                inode.parent, inode.name = inode.more.pop()
-                inode.more = inode.more or None
-            else:
-                inode.parent = inode.name = None
-        elif inode.more and (parent, name) in inode.more:
-            inode.more.discard((parent, name))
-            inode.more = inode.more or None
-        else:
+        if not inode.is_in(parent, name):
             return
+        if inode.parent is parent and inode.name == name:
+            inode.parent = inode.name = None
+            if inode.more:
+                other, names = inode.more.popitem()
+                inode.parent, inode.name = other, names.pop()
+                if names:
+                    inode.more[other] = names
+        elif inode.more:
+            inode.more[parent].discard(name)
+            if not inode.more[parent]:
+                del inode.more[parent]
+        inode.more = inode.more or None
         parent.children -= 1
         self.drop_if_unused(parent)
 
@@ -223,7 +241,7 @@ class Inodes:
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
         self.on_drop(inode)
-        for parent, name in inode.names():
+        for parent, name in list(inode.names()):
             self.remove_name(inode, parent, name)
         return True
 
@@ -236,12 +254,11 @@ class Inodes:
 
     def directories_above(self, inode: Inode) -> Iterator[FileKey]:
         """The keys of all directories that contain `inode` by its known names, nearest first, without repeats."""
-        names = inode.names()
-        if len(names) == 1:
-            yield from self.directory_and_above(names[0][0])
+        if inode.parent is not None and inode.more is None:
+            yield from self.directory_and_above(inode.parent)
             return
         seen: set[Inode] = set()
-        for parent, _ in names:
+        for parent in inode.parents():
             step: Inode | None = parent
             while step is not None and step not in seen:
                 seen.add(step)

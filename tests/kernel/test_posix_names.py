@@ -402,3 +402,26 @@ def test_o_creat_on_an_existing_file_opens_it(plain_mount: PlainMount) -> None:
             assert stream.read() == content
     with pytest.raises(FileExistsError):
         os.open(plain_mount.path / "a", os.O_CREAT | os.O_EXCL)
+
+
+def test_a_file_has_as_many_links_as_on_the_plain_directory(
+    new_plain_mount: Callable[..., PlainMount], tmp_path: Path
+) -> None:
+    """The most that ext4 allows is 65,000; other file systems may allow more than are tried here."""
+    covered = tmp_path / "covered"
+    covered.mkdir()
+    (covered / "f").touch()
+    try:
+        for number in range(65_100):
+            os.link(covered / "f", covered / str(number))
+    except OSError as error:
+        assert error.errno == errno.EMLINK  # noqa: PT017 - there may be none
+    most = os.stat(covered / "f").st_nlink
+    os.unlink(covered / "0")
+    mount = new_plain_mount(path=covered)
+    assert os.stat(mount.path / "f").st_nlink == most - 1
+    os.link(mount.path / "1", mount.path / "new")
+    assert os.stat(mount.path / "f").st_nlink == most
+    if most < 65_101:
+        with pytest.raises(OSError, match="Too many links"):
+            os.link(mount.path / "f", mount.path / "one more")

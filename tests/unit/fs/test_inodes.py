@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 import pytest
 
@@ -67,6 +68,28 @@ def test_hard_links_share_an_inode_and_all_names_are_known(table: Inodes) -> Non
     table.remove_name(inode, table.root, b"a")
     assert sorted(table.paths(inode)) == [b"c", b"d/b"]
     assert list(table.directories_above(inode)) in ([(DEV, 7), (DEV, 500)], [(DEV, 500), (DEV, 7)])
+
+
+@pytest.mark.parametrize("directories", [1, 5_000])
+def test_names_of_a_file_with_thousands_are_told_and_forgotten_one_by_one(table: Inodes, directories: int) -> None:
+    """Each costs the same, however many there are: a table that copies them takes minutes here."""
+    count = 30_000
+    parents = [table.remember(st(10_000 + i, stat.S_IFDIR), table.root, b"d%d" % i) for i in range(directories)]
+    names = [(parents[i % directories], b"%d" % i) for i in range(count)]
+    begun = time.process_time()
+    for parent, name in names:
+        inode = table.remember(st(8, links=count), parent, name)
+        assert next(iter(inode.names())) == names[0]
+    inode.lookups = 1
+    table.check_invariants()
+    assert set(inode.names()) == set(names)
+    assert len(list(table.directories_above(inode))) == directories + 1
+    for parent, name in names:
+        table.remove_name(inode, parent, name)
+    assert list(inode.names()) == []
+    assert inode.more is None
+    table.check_invariants()
+    assert time.process_time() - begun < 5
 
 
 def test_a_file_with_one_link_is_where_it_was_seen_last(table: Inodes) -> None:
