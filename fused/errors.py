@@ -50,6 +50,10 @@ class StoreUnavailable(StoreError):
     """The store can't be reached or can't take more (node down, deadline passed, disk full)."""
 
 
+class StoreDamaged(StoreUnavailable):
+    """The store's database can't be understood: damaged, or something else. Trying again does not help."""
+
+
 class BlockNotFound(StoreError):
     """No store at hand has this block."""
 

@@ -36,6 +36,7 @@ ERRNO: dict[type[errors.IpfsfsError], int] = {
     errors.StoreError: errno.EIO,
     # Not EAGAIN or ETIMEDOUT: programs take the first for a non-blocking descriptor, and few expect the second.
     errors.StoreUnavailable: errno.EIO,
+    errors.StoreDamaged: errno.EIO,
     errors.BlockNotFound: errno.EIO,
     errors.BlockCorrupt: errno.EIO,
     errors.DagError: errno.EIO,

@@ -19,7 +19,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fused.errors import StoreUnavailable
+from fused.errors import StoreDamaged, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +139,7 @@ class Database:
         try:
             yield
         except sqlite3.Error as err:
-            raise StoreUnavailable(_explain_sqlite(self.root, err)) from err
+            raise _explained(self.root, err) from err
         except OSError as err:
             raise StoreUnavailable(explain_os_error(self.root, err)) from err
 
@@ -233,12 +233,17 @@ def _full(root: str) -> str:
     return f"the disk that holds the store {root} is full; free some space, nothing is lost meanwhile"
 
 
+def _explained(root: str, err: sqlite3.Error) -> StoreUnavailable:
+    # A flipped bit can make text that is not UTF-8; Python says so with an error of its own, without a code.
+    if _code(err) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode to UTF-8" in str(err):
+        return StoreDamaged(damaged_sentence(root, str(err)))
+    return StoreUnavailable(_explain_sqlite(root, err))
+
+
 def _explain_sqlite(root: str, err: sqlite3.Error) -> str:
     code = _code(err)
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_space(root)):
         return _full(root)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return damaged_sentence(root, str(err))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"another process has kept the store {root} locked for {BUSY_TIMEOUT_S:.0f} seconds"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):

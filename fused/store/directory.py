@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fused.errors import StoreUnavailable
+from fused.errors import StoreDamaged, StoreUnavailable
 from fused.store import database
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _holds_tables(root: str, path: str) -> bool:
         with closing(database.connect(path)) as c:
             return bool(c.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     except sqlite3.Error as err:
-        raise StoreUnavailable(database.damaged_sentence(root, str(err))) from err
+        raise StoreDamaged(database.damaged_sentence(root, str(err))) from err
 
 
 def _make_database(root: str, path: str) -> None:
@@ -131,10 +131,10 @@ def _check(root: str, marker: Path) -> None:
         )
     path = os.path.join(root, database.NAME)
     if not os.path.exists(path):
-        raise StoreUnavailable(database.damaged_sentence(root, "it is missing"))
+        raise StoreDamaged(database.damaged_sentence(root, "it is missing"))
     if os.path.getsize(path) == 0:
         # SQLite would take this for a new, empty database.
-        raise StoreUnavailable(database.damaged_sentence(root, "it is empty"))
+        raise StoreDamaged(database.damaged_sentence(root, "it is empty"))
     try:
         with closing(database.connect(path)) as c:
             application_id = c.execute("PRAGMA application_id").fetchone()[0]
@@ -142,11 +142,11 @@ def _check(root: str, marker: Path) -> None:
     except sqlite3.OperationalError as err:
         if getattr(err, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:  # not "no such table"
             raise StoreUnavailable(f"the store's database {path} can't be opened: {err}") from err
-        raise StoreUnavailable(database.damaged_sentence(root, str(err))) from err
+        raise StoreDamaged(database.damaged_sentence(root, str(err))) from err
     except sqlite3.DatabaseError as err:
-        raise StoreUnavailable(database.damaged_sentence(root, str(err))) from err
+        raise StoreDamaged(database.damaged_sentence(root, str(err))) from err
     if application_id != database.APPLICATION_ID or rows != 1:
-        raise StoreUnavailable(database.damaged_sentence(root, "it holds something else"))
+        raise StoreDamaged(database.damaged_sentence(root, "it holds something else"))
 
 
 def _statements(script: str) -> Iterator[str]:
