@@ -24,6 +24,7 @@ from urllib.parse import quote
 import trio
 
 from fused import __version__
+from fused.check.beside import IndexChecks
 from fused.cid import format_cid
 from fused.control import serve_control
 from fused.errors import IpfsfsError, MountError, StoreError
@@ -129,6 +130,14 @@ class Daemon:
             quiet_seconds=settings.quiet_seconds,
             interval_seconds=settings.interval_seconds,
         )
+        self._checks = IndexChecks(
+            root_fd=root_fd,
+            state_dir=settings.state_dir,
+            store_dir=settings.store_dir,
+            patterns=settings.exclude,
+            changes=changes,
+            engine=self._engine,
+        )
         self._take_last = True
         self._last_scope = trio.CancelScope()
         self._finished = trio.Event()
@@ -218,6 +227,7 @@ class Daemon:
             "writers": self._writers,
             "log": self._log,
             "umount": self._umount,
+            "check-index": self._checks.check,
         }
 
     async def _sync(self, _args: Mapping[str, object], report: Report) -> Json:

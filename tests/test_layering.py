@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "types", "cid"},
     {"local", "index", "dag", "store"},
     {"view", "sync"},
-    {"fs"},
+    {"fs", "check"},
     {"daemon"},
     {"serve"},
     {"supervise"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 from fused import errors
 
@@ -30,6 +30,23 @@ class Exit(IntEnum):
     """Ctrl-C."""
     BROKEN_PIPE = 141
     """The reader of the output went away."""
+
+
+class Fsck(IntFlag):
+    """What the exit code of `ipfsfs fsck` says: the bits of fsck(8), which mean something else than those above."""
+
+    CLEAN = 0
+    """Nothing is wrong."""
+    CORRECTED = 1
+    """Something was wrong, or left over, and is no more."""
+    UNCORRECTED = 4
+    """Something is wrong and was left so."""
+    OPERATIONAL = 8
+    """The check could not be made, or not all of it."""
+    USAGE = 16
+    """A command, option, setting or path can't be used as given."""
+    CANCELLED = 32
+    """Ctrl-C."""
 
 
 _CODES: tuple[tuple[type[errors.IpfsfsError], Exit], ...] = (  # the first that fits counts

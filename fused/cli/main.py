@@ -36,6 +36,7 @@ COMMANDS = {
     "cat": "print a file in a snapshot or any other UnixFS tree in the store",
     "diff": "say what differs between two snapshots, or a snapshot and the live tree",
     "restore": "bring a snapshot, or parts of it, back as plain files",
+    "fsck": "check a directory's snapshots, its index and its store, and say exactly what is damaged",
     "completion": "print a completion script for bash or zsh",
 }
 
@@ -47,7 +48,7 @@ examples:
   ipfsfs umount ~/.cache/ipfs_accelerate   plain files again
 
 `ipfsfs COMMAND --help` has more examples. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not mounted,
-4 trouble with daemon or store, 5 busy, 6 no mount (--require), 7 not found.
+4 trouble with daemon or store, 5 busy, 6 no mount (--require), 7 not found. `ipfsfs fsck` has those of fsck(8).
 """
 
 
@@ -90,7 +91,12 @@ def _filled(text: str) -> str:
 def run(argv: Sequence[str]) -> int:
     """Run the command that `argv` (without the program's name) asks for. Raises what it raises."""
     command = next((word for word in argv if not word.startswith("-")), None)
-    args = build_parser([command] if command in COMMANDS else []).parse_args(argv)
+    try:
+        args = build_parser([command] if command in COMMANDS else []).parse_args(argv)
+    except SystemExit as exc:
+        if command == "fsck":
+            import_module("fused.cli.fsck").refuse(exc)
+        raise
     return int(import_module(f"fused.cli.{args.command}").run(args))
 
 

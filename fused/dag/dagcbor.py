@@ -65,8 +65,13 @@ def decode(cid: CID, block: bytes, limit: int = MAX_BLOCK) -> object:
 
 def links_in(cid: CID, block: bytes) -> list[CID]:
     """Every link in `block`, in the order of the encoding. Raises DagError."""
+    return links_of_value(decode(cid, block))
+
+
+def links_of_value(value: object) -> list[CID]:
+    """Every link in a decoded object, in the order of the encoding."""
     found: list[CID] = []
-    pending = [decode(cid, block)]
+    pending = [value]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):

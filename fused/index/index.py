@@ -86,6 +86,30 @@ def unpack_leaves(packed: bytes | None) -> tuple[CID, ...]:
     return tuple(leaves)
 
 
+def file_memo(row: Sequence[Any]) -> FileMemo | None:
+    """A row of `files`; None if its sum is wrong."""
+    ino, size, mtime_ns, ctime_ns, racy, cid, tsize, leaves, check = row
+    if row_sum(*row[:-1]) != check:
+        return None
+    return FileMemo(ino, Stat(size, mtime_ns, ctime_ns), bool(racy), CID(cid), tsize, unpack_leaves(leaves))
+
+
+def dir_memo(row: Sequence[Any]) -> DirMemo | None:
+    """A row of `dirs`; None if its sum is wrong."""
+    ino, parent, mtime_ns, ctime_ns, racy, tree, tsize, meta, files, size, check = row
+    if row_sum(*row[:-1]) != check:
+        return None
+    return DirMemo(ino, parent, mtime_ns, ctime_ns, bool(racy), CID(tree), tsize, CID(meta), files, size)
+
+
+def snapshot_row(row: Sequence[Any]) -> SnapshotRow | None:
+    """A row of `snapshots` without its id; None if its sum is wrong."""
+    if row_sum(*row[:-1]) != row[-1]:
+        return None
+    cid, tree, meta, *numbers = row[:-1]
+    return SnapshotRow(CID(cid), CID(tree), CID(meta), *numbers)
+
+
 def _guarded(  # a decorator, so that the lock and the translation of errors stand once
     method: Callable[Concatenate[Index, P], R],
 ) -> Callable[Concatenate[Index, P], R]:
@@ -145,10 +169,9 @@ class Index:
         """The memos of those of `inos` that have one."""
         found: dict[int, FileMemo] = {}
         for row in self._where_in("SELECT * FROM files WHERE ino", inos):
-            ino, size, mtime_ns, ctime_ns, racy, cid, tsize, leaves, check = row
-            if row_sum(*row[:-1]) == check:
-                stat = Stat(size, mtime_ns, ctime_ns)
-                found[ino] = FileMemo(ino, stat, bool(racy), CID(cid), tsize, unpack_leaves(leaves))
+            memo = file_memo(row)
+            if memo is not None:
+                found[memo.ino] = memo
         return found
 
     @_guarded
@@ -187,11 +210,9 @@ class Index:
         """The memos of those of `inos` that have one."""
         found: dict[int, DirMemo] = {}
         for row in self._where_in("SELECT * FROM dirs WHERE ino", inos):
-            ino, parent, mtime_ns, ctime_ns, racy, tree, tsize, meta, files, size, check = row
-            if row_sum(*row[:-1]) == check:
-                found[ino] = DirMemo(
-                    ino, parent, mtime_ns, ctime_ns, bool(racy), CID(tree), tsize, CID(meta), files, size
-                )
+            memo = dir_memo(row)
+            if memo is not None:
+                found[memo.ino] = memo
         return found
 
     @_guarded
@@ -264,27 +285,31 @@ class Index:
     @_guarded
     def add_snapshot(self, s: SnapshotRow) -> None:
         """Remember a snapshot; it is the newest. Durable on return."""
-        row = (
-            bytes(s.cid),
-            bytes(s.tree),
-            bytes(s.meta),
-            s.time_ns,
-            s.files,
-            s.bytes,
-            s.added,
-            s.modified,
-            s.removed,
-        )
-        self._db.execute(
-            "INSERT INTO snapshots (cid, tree, meta, time_ns, files, bytes, added, modified, removed, sum)"
-            " VALUES (?,?,?,?,?,?,?,?,?,?)",
-            (*row, row_sum(*row)),
-        )
+        self._put_snapshot(None, s)
 
     @_guarded
     def snapshots(self, limit: int = -1) -> list[SnapshotRow]:
         """The newest `limit` snapshots (-1: all), newest first. Rows that are damaged are left out."""
         return _snapshot_rows(self._db, limit)
+
+    @_guarded
+    def mend_snapshots(self, drop: Iterable[int], replace: Iterable[tuple[int, SnapshotRow]]) -> None:
+        """Take rows off the list of snapshots, by id, and put others in the place of damaged ones."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            self._db.executemany("DELETE FROM snapshots WHERE id = ?", [(number,) for number in drop])
+            for number, s in replace:
+                self._put_snapshot(number, s)
+
+    def _put_snapshot(self, number: int | None, s: SnapshotRow) -> None:
+        cids = (bytes(s.cid), bytes(s.tree), bytes(s.meta))
+        row = (*cids, s.time_ns, s.files, s.bytes, s.added, s.modified, s.removed)
+        self._db.execute(
+            "INSERT OR REPLACE INTO snapshots"
+            " (id, cid, tree, meta, time_ns, files, bytes, added, modified, removed, sum)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            (number, *row, row_sum(*row)),
+        )
 
     # --- about ------------------------------------------------------------------------------------------------
 
@@ -307,9 +332,9 @@ def _snapshot_rows(db: sqlite3.Connection, limit: int) -> list[SnapshotRow]:
         " ORDER BY id DESC LIMIT ?",
         (limit,),
     ):
-        if row_sum(*row[:-1]) == row[-1]:
-            cid, tree, meta, *numbers = row[:-1]
-            found.append(SnapshotRow(CID(cid), CID(tree), CID(meta), *numbers))
+        listed = snapshot_row(row)
+        if listed is not None:
+            found.append(listed)
     return found
 
 

@@ -168,6 +168,10 @@ class BlobFiles:
                 except UsageError:
                     yield None, name
 
+    def modified(self, name: str) -> float:
+        """When the file was written, as time.time() counts. Raises FileNotFoundError."""
+        return os.stat(_path(name), dir_fd=self._blobs_fd).st_mtime
+
     def sweep(self) -> None:
         """Remove the temporary files of writers that died."""
         for writer in os.listdir(self._tmp):

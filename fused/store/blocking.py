@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Self
 
 from fused.errors import StoreUnavailable
+from fused.store.audit import Audit
 from fused.store.blobs import BlobFiles
 from fused.store.clock import start_clock
 from fused.store.collect import Collection
@@ -27,7 +28,10 @@ GRACE_S = 3600.0
 
 
 class BlockingStore:
-    """An open store: `rows` has the blocks, `pins` the pins. For use from any thread; `close` it, or use `with`."""
+    """An open store: `rows` has the blocks, `pins` the pins, and `audit` is for fsck.
+
+    For use from any thread; `close` it, or use `with`.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, grace_s: float = GRACE_S) -> None:
         """Open the store in directory `path`, or make it there. Raises StoreUnavailable.
@@ -46,6 +50,7 @@ class BlockingStore:
             raise StoreUnavailable(explain_os_error(path, err)) from err
         self.rows = BlockRows(self._db, self._blobs, self._clock, self._grace_ms)
         self.pins = PinRows(self._db)
+        self.audit = Audit(self._db, self._blobs, self.rows)
 
     def gc(self, links_of: LinksOf, check: Callable[[], None] = never) -> int:
         """See PinStore.gc and `collect.py`. `check` is called now and then and may raise."""

@@ -20,7 +20,7 @@ from fused.sync.taker import Store, Taker
 from fused.sync.visit import Notes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fused.dag.seal import Seal
     from fused.sync.changes import ChangeLog
@@ -172,6 +172,20 @@ class Engine:
         async with self._lock:
             _, taker = await self._opened()
             await taker.settle()
+
+    async def between_snapshots(self, work: Callable[[Index], R], *, rescan: bool) -> R:
+        """Run `work` in a thread while no snapshot is under way. For `fsck`.
+
+        `rescan`: it changes the index, so the whole tree is looked at again, soon. Raises what `work` raises.
+        """
+        async with self._lock:
+            index, taker = await self._opened()
+            result = await trio.to_thread.run_sync(work, index)
+            if rescan:
+                self._scanned = False
+                await taker.recover()
+                self._wake.set()
+            return result
 
     async def aclose(self) -> None:
         """Close the index."""

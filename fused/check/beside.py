@@ -1,0 +1,83 @@
+"""Checks of the index inside a running daemon, which alone can reach the covered files and knows what is changing.
+
+They run in a thread of their own beside the requests, one at a time, and end early when the daemon does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from fused.check.index import Changes, IndexState, check_index
+from fused.store.blocking import BlockingStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from fused.check.findings import Report
+    from fused.index.index import Index
+    from fused.sync.changes import ChangeLog
+    from fused.sync.engine import Engine
+
+
+class IndexChecks:
+    """What the control socket offers to `fsck`."""
+
+    def __init__(
+        self,
+        *,
+        root_fd: int,
+        state_dir: str,
+        store_dir: str,
+        patterns: Sequence[str],
+        changes: ChangeLog,
+        engine: Engine,
+    ) -> None:
+        self._root_fd = root_fd
+        self._state_dir = state_dir
+        self._store_dir = store_dir
+        self._patterns = patterns
+        self._live = Changes(changes)
+        self._engine = engine
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def check(self, args: Mapping[str, object], report: Report) -> dict[str, object]:
+        """Check, and with `repair` drop what is wrong, which is stored again. Raises StoreUnavailable, OSError."""
+        content, repair = args.get("content") is True, args.get("repair") is True
+        state = await trio.to_thread.run_sync(self._check, content, report, limiter=self._limiter)
+        if repair and (state.damaged or state.files_to_drop or state.dirs_to_drop):
+            await self._engine.between_snapshots(lambda index: mend_index(index, state), rescan=True)
+        return state.as_json()
+
+    def _check(self, content: bool, report: Report) -> IndexState:
+        def told(phase: str, done: int, total: int | None, unit: str) -> None:
+            trio.from_thread.check_cancelled()
+            report(phase, done, total, unit)
+
+        def quietly(work: Callable[[], None]) -> None:
+            async def wait() -> None:
+                await self._engine.between_snapshots(lambda _: work(), rescan=False)
+
+            trio.from_thread.run(wait)
+
+        with BlockingStore(self._store_dir) as store:
+            return check_index(
+                self._root_fd,
+                self._state_dir,
+                store,
+                self._patterns,
+                self._live,
+                told,
+                content=content,
+                quietly=quietly,
+            )
+
+
+def mend_index(index: Index, state: IndexState) -> None:
+    """Make the index anew, or drop from it what is wrong."""
+    if state.damaged:
+        index.rebuild()
+        return
+    index.drop_dirs(state.dirs_to_drop)
+    index.drop_files(state.files_to_drop)
