@@ -220,6 +220,11 @@ class ChangeLog:
         with self._lock:
             return list(self._frozen.files) if self._frozen is not None else []
 
+    def frozen_dirs(self) -> list[FileKey]:
+        """All directories in or below which something had changed at T."""
+        with self._lock:
+            return list(self._frozen.dirs) if self._frozen is not None else []
+
     def frozen_dir(self, key: FileKey) -> bool:
         """Whether the directory, or something below it, had changed at T."""
         return self._frozen is not None and key in self._frozen.dirs

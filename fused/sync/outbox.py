@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fused.index.index import DirMemo, FileMemo, Index
     from fused.store.base import Block, BlockStore
     from fused.sync.changes import ChangeLog
@@ -30,6 +32,7 @@ class _Batch:
     files: list[tuple[FileKey, FileMemo]] = field(default_factory=list)
     dirs: list[DirMemo] = field(default_factory=list)
     links: list[tuple[int, int]] = field(default_factory=list)
+    stale: list[int] = field(default_factory=list)
     done: trio.Event | None = None
 
 
@@ -73,6 +76,14 @@ class Outbox:
         self._batch.dirs.append(memo)
         self._batch.links.extend(links)
 
+    def forget_dirs(self, inos: Iterable[int]) -> None:
+        """Drop the memos of directories, before any memo that is put in after this call.
+
+        A directory's memo must never stand beside a newer one of a file below it: after a kill in between, the file
+        would be clean, and the directory taken for unchanged, so that the next snapshot would have the old content.
+        """
+        self._batch.stale.extend(inos)
+
     def drain(self) -> None:
         """Wait until everything sent is stored and remembered. Raises what the store or the index raised."""
         self._batch.done = done = trio.Event()
@@ -106,10 +117,12 @@ class Outbox:
     async def _handle(self, batch: _Batch) -> None:
         if batch.blocks:
             self.new_blocks += await self._store.put(batch.blocks)
-        if batch.files or batch.dirs:
+        if batch.files or batch.dirs or batch.stale:
             await trio.to_thread.run_sync(self._remember, batch)
 
     def _remember(self, batch: _Batch) -> None:
+        if batch.stale:
+            self._index.drop_dirs(batch.stale)
         if batch.files:
             self._index.put_files([memo for _, memo in batch.files])
             for key, memo in batch.files:

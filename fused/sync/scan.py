@@ -44,7 +44,6 @@ class Scan:
         self._c = capturer
         self.seen = 0
         self.seen_bytes = 0
-        self._changed: list[int] = []
 
     def run(self, cancelled: Callable[[], None]) -> None:
         """Walk it all. `cancelled` is called now and then and raises to end the walk.
@@ -79,7 +78,6 @@ class Scan:
             for level in stack:
                 os.close(level.fd)
         c.outbox.drain()
-        c.index.drop_dirs(self._changed)
 
     def _mark(self, stack: list[_Level]) -> None:
         """The directory on top, and so all above it, can't be taken from the index."""
@@ -87,7 +85,7 @@ class Scan:
             if level.changed:
                 break
             level.changed = True
-            self._changed.append(level.key[1])
+            self._c.outbox.forget_dirs([level.key[1]])
 
     def _enter(self, stack: list[_Level]) -> None:
         c, level = self._c, stack[-1]

@@ -109,6 +109,7 @@ class TreeEncoder:
         if known is not None and not c.changes.frozen_dir(root.key):
             os.close(fd)
             return TreeRoot(known.tree, known.meta, known.files, known.bytes)
+        c.outbox.forget_dirs(ino for _, ino in c.changes.frozen_dirs())
         stack = [_Level(fd, root, b"", st.st_ino, st)]
         done = None
         try:
