@@ -228,6 +228,7 @@ class Daemon:
             "log": self._log,
             "umount": self._umount,
             "check-index": self._checks.check,
+            "mend-list": self._checks.mend_list,
         }
 
     async def _sync(self, _args: Mapping[str, object], report: Report) -> Json:

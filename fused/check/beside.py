@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fused.check.index import Changes, IndexState, check_index
+from fused.check.index import Changes, IndexState, check_index, mend_index, row_from_json
 from fused.store.blocking import BlockingStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fused.check.findings import Report
-    from fused.index.index import Index
     from fused.sync.changes import ChangeLog
     from fused.sync.engine import Engine
 
@@ -50,6 +49,15 @@ class IndexChecks:
             await self._engine.between_snapshots(lambda index: mend_index(index, state), rescan=True)
         return state.as_json()
 
+    async def mend_list(self, args: Mapping[str, object], _report: Report) -> dict[str, object]:
+        """Take rows off the list of snapshots, by id, and put others in the place of damaged ones."""
+        drop, replace = args["drop"], args["replace"]
+        assert isinstance(drop, list)
+        assert isinstance(replace, list)
+        rows = [(number, row_from_json(row)) for number, row in replace]
+        await self._engine.between_snapshots(lambda index: index.mend_snapshots(drop, rows), rescan=False)
+        return {}
+
     def _check(self, content: bool, report: Report) -> IndexState:
         def told(phase: str, done: int, total: int | None, unit: str) -> None:
             trio.from_thread.check_cancelled()
@@ -72,12 +80,3 @@ class IndexChecks:
                 content=content,
                 quietly=quietly,
             )
-
-
-def mend_index(index: Index, state: IndexState) -> None:
-    """Make the index anew, or drop from it what is wrong."""
-    if state.damaged:
-        index.rebuild()
-        return
-    index.drop_dirs(state.dirs_to_drop)
-    index.drop_files(state.files_to_drop)

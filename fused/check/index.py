@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fused.check.findings import Finding, from_json
 from fused.check.memos import MemoCheck
-from fused.errors import IndexDamaged
+from fused.cid import format_cid, parse_cid
+from fused.errors import DagError, IndexDamaged, StoreError
+from fused.index.index import SnapshotRow
 from fused.index.reading import IndexReader
 from fused.sync.excludes import Excludes, read_ignore_file
+from fused.sync.recover import row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fused.check.findings import Report
     from fused.check.memos import Live
+    from fused.index.index import Index
     from fused.store.blocking import BlockingStore
     from fused.sync.changes import ChangeLog
     from fused.types import FileKey
@@ -73,6 +77,18 @@ def state_from_json(said: Mapping[str, object]) -> IndexState:
     )
 
 
+def row_as_json(row: SnapshotRow) -> list[object]:
+    """A row of the list of snapshots for the control socket."""
+    cids = (format_cid(cid) for cid in (row.cid, row.tree, row.meta))
+    return [*cids, row.time_ns, row.files, row.bytes, row.added, row.modified, row.removed]
+
+
+def row_from_json(said: list[Any]) -> SnapshotRow:
+    """The inverse."""
+    cid, tree, meta, *numbers = said
+    return SnapshotRow(parse_cid(cid), parse_cid(tree), parse_cid(meta), *numbers)
+
+
 def check_index(
     root_fd: int,
     state_dir: str,
@@ -109,3 +125,19 @@ def check_index(
     state.files_to_drop, state.dirs_to_drop = memos.rows_to_drop()
     state.files, state.directories, state.dirty = memos.seen, memos.seen_dirs, memos.dirty
     return state
+
+
+def mend_index(index: Index, state: IndexState) -> None:
+    """Make the index anew, or drop from it what is wrong."""
+    if state.damaged:
+        index.rebuild()
+        return
+    index.drop_dirs(state.dirs_to_drop)
+    index.drop_files(state.files_to_drop)
+
+
+def list_pinned(index: Index, store: BlockingStore, owner: str) -> None:
+    """List the snapshots that the store's pins know, in an index that knows none. A damaged one stays pinned."""
+    for pin in store.pins.list(owner):
+        with suppress(StoreError, DagError):
+            index.add_snapshot(row_of(pin, store.rows.get(pin.cid)))

@@ -14,16 +14,17 @@ from fused.cli.output import Paint, counted, human_bytes, painter, print_json, p
 from fused.cli.progress import Progress
 from fused.cli.target import Target, find_target
 from fused.control import call
-from fused.errors import DaemonGone, IndexDamaged, IpfsfsError, StoreUnavailable, UsageError
+from fused.errors import DaemonGone, IpfsfsError, StoreDamaged, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
+    from fused.check.course import Course, IndexSide, Subject
     from fused.check.findings import Finding
     from fused.check.index import IndexState
-    from fused.check.snapshots import Shown, StoreCheck
     from fused.config import Settings
+    from fused.index.index import SnapshotRow
     from fused.store.blocking import BlockingStore
 
 _PATHS_SHOWN = 5
@@ -36,11 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Check the store (its bookkeeping, and every block in it, whoever's snapshots need it), the snapshots of DIR, "
         "and what is remembered of DIR's files. It works while DIR is mounted and in use, and while it is not. Names "
         "each damaged block with the snapshots and paths that need it. Of clean local files only the stat is looked "
-        "at, unless --content is given. Files that are not stored yet are counted, and are no error."
+        "at, unless --content is given. Files that are not stored yet are counted, and are no error. With --repair, "
+        "damaged blocks are made again from DIR's plain files as far as these still have the content, the index is "
+        "mended or made anew, and the bookkeeping is set right. What can't be repaired stays, and stays named."
     )
     parser.epilog = """\
 examples:
   ipfsfs fsck ~/data                          the store, ~/data's snapshots and index
+  ipfsfs fsck --repair ~/data                 set right what can be set right
   ipfsfs fsck --json ~/data | jq '.findings'  everything that was found, with all paths
   ipfsfs fsck --store-dir /mnt/disk/store     a store alone, with the snapshots of all
 
@@ -56,6 +60,7 @@ put right, 4 something is wrong and was left so, 8 the check itself failed, 16 w
         ),
         DIRECTORY,
     )
+    parser.add_argument("--repair", action="store_true", help="set right what can be")
     parser.add_argument(
         "--content",
         action="store_true",
@@ -79,10 +84,9 @@ def refuse(exc: SystemExit) -> NoReturn:
 class _Result:
     """All that a run has found out. `failed` says why a part of the check could not be made."""
 
+    course: Course | None = None
     findings: list[Finding] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    store: StoreCheck | None = None
-    index: IndexState | None = None
     interrupted: bool = False
 
     def code(self) -> int:
@@ -114,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         say(str(exc))
         return Fsck.USAGE
     except (IpfsfsError, OSError) as exc:
-        result.failed.append(_sentence(exc))
+        _failed(exc, result)
     for sentence in result.failed:
         say(sentence)
     if args.json:
@@ -124,128 +128,90 @@ def run(args: argparse.Namespace) -> int:
     return result.code()
 
 
-def _sentence(exc: Exception) -> str:
-    if isinstance(exc, OSError):
-        return f"{os.fsdecode(exc.filename)}: {exc.strerror}" if exc.filename else str(exc.strerror or exc)
-    return str(exc)
+def _failed(exc: Exception, result: _Result) -> None:
+    """A damaged store is something found; all else that ends a check is a check that could not be made."""
+    from fused.check.findings import Finding
 
-
-# --- checking --------------------------------------------------------------------------------------------
+    if isinstance(exc, StoreDamaged):
+        result.findings.append(Finding("store", str(exc)))
+    elif isinstance(exc, OSError) and exc.filename:
+        result.failed.append(f"{os.fsdecode(exc.filename)}: {exc.strerror}")
+    else:
+        result.failed.append(str(exc))
 
 
 def _check(args: argparse.Namespace, target: Target | None, result: _Result, progress: Progress) -> None:
-    from fused.check.snapshots import StoreCheck
+    from fused.check.course import Course
+    from fused.config import read_settings
+    from fused.paths import default_store_dir
     from fused.store.blocking import BlockingStore
 
-    settings = _settings(target)
-    store_dir = os.path.abspath(os.path.expanduser(args.store_dir)) if args.store_dir else _store_dir(settings)
+    settings = None if target is None else read_settings(target.state_dir)
+    store_dir = args.store_dir or (default_store_dir() if settings is None else settings.store_dir)
+    store_dir = os.path.abspath(os.path.expanduser(store_dir))
+    if not os.path.isdir(store_dir) or not os.listdir(store_dir):  # looking for damage makes no new store
+        raise StoreUnavailable(f"there is no store at {store_dir}; --store-dir names another")
     lock = None if target is None or target.mounted else state.take_lock(target.state_dir)
     try:
-        with _opened(store_dir, BlockingStore, result) as store:
-            result.store = StoreCheck(store, _shown(target, settings), progress)
+        with BlockingStore(store_dir) as store:
+            subject = None if target is None else _subject(target, settings, store, progress)
+            result.course = Course(store, subject, progress, args.content, args.repair)
             try:
-                result.store.run()
+                result.course.run()
             finally:
-                result.findings += result.store.findings
-            if target is not None:
-                _check_index(args, target, settings, store, result, progress)
-    except StoreUnavailable as exc:
-        _store_failed(exc, result)
+                result.findings = result.course.findings
+    except DaemonGone as exc:
+        assert target is not None
+        raise DaemonGone(
+            f"the daemon has died and the dead mount hides {target.mountpoint}, so its files could not be looked at: "
+            f"`ipfsfs umount {target.mountpoint}` uncovers them"
+        ) from exc
     finally:
         if lock is not None:
             os.close(lock)
 
 
-def _settings(target: Target | None) -> Settings | None:
-    from fused.config import read_settings
-
-    return None if target is None else read_settings(target.state_dir)
-
-
-def _store_dir(settings: Settings | None) -> str:
-    from fused.paths import default_store_dir
-
-    return settings.store_dir if settings is not None else default_store_dir()
-
-
-def _opened(store_dir: str, opener: Callable[[str], BlockingStore], result: _Result) -> BlockingStore:
-    """The store, which must exist: looking for damage makes no new one."""
-    if not os.path.isdir(store_dir) or not os.listdir(store_dir):
-        raise StoreUnavailable(f"there is no store at {store_dir}; --store-dir names another")
-    return opener(store_dir)
-
-
-def _store_failed(exc: StoreUnavailable, result: _Result) -> None:
-    from fused.check.findings import Finding
-    from fused.errors import StoreDamaged
-
-    if isinstance(exc, StoreDamaged):
-        result.findings.append(Finding("store", str(exc)))
-    else:
-        result.failed.append(str(exc))
-
-
-def _shown(target: Target | None, settings: Settings | None) -> Shown | None:
-    """The list of snapshots, if it can be read. That it can't is found again, and told, with the rest of the index."""
-    from fused.check.snapshots import Shown
-    from fused.index.reading import IndexReader
+def _subject(target: Target, settings: Settings | None, store: BlockingStore, progress: Progress) -> Subject:
+    from fused.check.course import OurIndex, Subject
     from fused.paths import mount_id
 
-    if target is None:
-        return None
-    try:
-        with IndexReader(target.state_dir) as reader:
-            return Shown(settings.owner if settings is not None else mount_id(target.mountpoint), reader.snapshots())
-    except (IndexDamaged, FileNotFoundError):
-        return None
-
-
-def _check_index(
-    args: argparse.Namespace,
-    target: Target,
-    settings: Settings | None,
-    store: BlockingStore,
-    result: _Result,
-    progress: Progress,
-) -> None:
-    from fused.check.index import check_index, state_from_json
-    from fused.check.memos import NothingRuns
-
+    owner = mount_id(target.mountpoint) if settings is None else settings.owner
+    patterns = () if settings is None else settings.exclude
+    index: IndexSide
     if target.mounted:
-        try:
-            said = call(target.state_dir, "check-index", {"content": args.content}, progress)
-        except DaemonGone:
-            result.failed.append(
-                f"the daemon has died and the dead mount hides {target.mountpoint}, so its files could not be looked "
-                f"at: `ipfsfs umount {target.mountpoint}` uncovers them"
-            )
-            return
-        result.index = state_from_json(said)
+        index = _DaemonsIndex(target.state_dir, progress)
     else:
-        root_fd = os.open(target.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            patterns = settings.exclude if settings is not None else ()
-            result.index = check_index(
-                root_fd,
-                target.state_dir,
-                store,
-                patterns,
-                NothingRuns(),
-                progress,
-                content=args.content,
-                quietly=lambda work: work(),
-            )
-        finally:
-            os.close(root_fd)
-    known = result.store.bad if result.store is not None else {}
-    result.findings += [found for found in result.index.findings if found.cid is None or found.cid not in known]
+        index = OurIndex(target.mountpoint, target.state_dir, patterns, owner, store, progress)
+    return Subject(owner, target.mountpoint, target.state_dir, patterns, index)
+
+
+@dataclass(frozen=True, slots=True)
+class _DaemonsIndex:
+    """The index of a running mount, by way of its control socket."""
+
+    state_dir: str
+    progress: Progress
+
+    def check(self, *, content: bool, repair: bool) -> IndexState:
+        from fused.check.index import state_from_json
+
+        return state_from_json(
+            call(self.state_dir, "check-index", {"content": content, "repair": repair}, self.progress)
+        )
+
+    def mend_list(self, drop: Sequence[int], replace: Sequence[tuple[int, SnapshotRow]]) -> None:
+        from fused.check.index import row_as_json
+
+        rows = [[number, row_as_json(row)] for number, row in replace]
+        call(self.state_dir, "mend-list", {"drop": list(drop), "replace": rows})
 
 
 # --- what there is to say --------------------------------------------------------------------------------
 
 
 def _object(target: Target | None, result: _Result) -> dict[str, object]:
-    checked, index = result.store, result.index
+    checked = None if result.course is None else result.course.checked
+    index = None if result.course is None else result.course.index
     return {
         "mountpoint": None if target is None else target.mountpoint,
         "mounted": target is not None and target.mounted,
@@ -267,7 +233,8 @@ def _lines(result: _Result, paint: Paint) -> list[str]:
     lines = []
     for found in result.findings:
         lines += _finding(found, paint)
-    checked, index = result.store, result.index
+    checked = None if result.course is None else result.course.checked
+    index = None if result.course is None else result.course.index
     if checked is not None:
         lines.append(
             f"{counted(checked.blocks, 'block')} verified ({human_bytes(checked.bytes)}), "

@@ -8,7 +8,6 @@ Whatever fails or is killed in between leaves the snapshot before as the newest,
 from __future__ import annotations
 
 import logging
-import re
 import socket
 import time
 from dataclasses import replace
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import trio
 
 from fused import __version__
-from fused.dag.meta import Snapshot, decode_snapshot, encode_snapshot
-from fused.errors import StoreError
+from fused.dag.meta import Snapshot, encode_snapshot
+from fused.errors import DagError, StoreError
 from fused.index.index import SnapshotRow
 from fused.store.base import BlockStore, Pin, PinStore
 from fused.sync.capture import Capturer
 from fused.sync.excludes import Excludes, read_ignore_file
 from fused.sync.ingest import racy
 from fused.sync.outbox import Outbox
+from fused.sync.recover import pin_name, row_of
 from fused.sync.scan import Scan
 from fused.sync.snapshot import TreeEncoder, TreeRoot
 from fused.sync.summary import Changed, count_changes
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-
-_PIN_NAME = re.compile(r"(\d+) files, (\d+) bytes")
 
 
 class Store(BlockStore, PinStore, Protocol):
@@ -123,13 +121,10 @@ class Taker:
             return
         for pin in await self._store.pins(self._owner):
             try:
-                snapshot = decode_snapshot(pin.cid, await self._store.get(pin.cid))
-            except StoreError as exc:
+                row = row_of(pin, await self._store.get(pin.cid))
+            except (StoreError, DagError) as exc:
                 log.warning("a pinned snapshot can't be listed: %s", exc)
                 continue
-            said = _PIN_NAME.fullmatch(pin.name)
-            files, size = (int(said[1]), int(said[2])) if said else (0, 0)
-            row = SnapshotRow(pin.cid, snapshot.tree, snapshot.meta, snapshot.time_ns, files, size)
             await self._thread(self._index.add_snapshot, row)
 
     # --- on trio ------------------------------------------------------------------------------------------
@@ -169,7 +164,7 @@ class Taker:
         snapshot = Snapshot(root.tree, root.meta, time_ns, socket.gethostname(), __version__)
         block = encode_snapshot(snapshot, self._seal)
         await self._store.put([block])
-        await self._store.pin(Pin(self._owner, block.cid, f"{root.files} files, {root.bytes} bytes"))
+        await self._store.pin(Pin(self._owner, block.cid, pin_name(root.files, root.bytes)))
         changed = Changed(root.files, 0, 0)
         if last is not None:
             changed = await self._thread(self._count_thread, last.tree, root.tree)

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from fused.cid import RAW, cid_of, format_cid
 from fused.cli.exits import Fsck
-from fused.index.schema import row_sum
 from tests.support.checked import Checked
-
-
-def sql(checked: Checked, statement: str, *values: object) -> list[tuple[object, ...]]:
-    """Change the index behind its back."""
-    with closing(sqlite3.connect(checked.state / "index.sqlite")) as c, c:
-        return c.execute(statement, values).fetchall()
-
-
-def ino(path: Path) -> int:
-    return os.lstat(path).st_ino
-
-
-def change_row(checked: Checked, table: str, path: Path, **values: object) -> None:
-    """Change a row and its sum, as a bug would and no accident does."""
-    sets = ", ".join(f"{name} = ?" for name in values)
-    sql(checked, f"UPDATE {table} SET {sets} WHERE ino = ?", *values.values(), ino(path))
-    [row] = sql(checked, f"SELECT * FROM {table} WHERE ino = ?", ino(path))
-    sql(checked, f"UPDATE {table} SET sum = ? WHERE ino = ?", row_sum(*row[:-1]), ino(path))  # type: ignore[arg-type]
+from tests.unit.check.damage import change_row, index_sql, ino
 
 
 def test_changed_new_and_renamed_files_are_dirty_and_no_error(checked: Checked) -> None:
@@ -45,8 +24,8 @@ def test_changed_new_and_renamed_files_are_dirty_and_no_error(checked: Checked) 
 
 
 def test_flipped_bit_in_a_row_is_named_with_the_path(checked: Checked) -> None:
-    sql(checked, "UPDATE files SET size = size + 1 WHERE ino = ?", ino(checked.root / "mid"))
-    sql(checked, "UPDATE dirs SET bytes = bytes + 1 WHERE ino = ?", ino(checked.root / "deep"))
+    index_sql(checked, "UPDATE files SET size = size + 1 WHERE ino = ?", ino(checked.root / "mid"))
+    index_sql(checked, "UPDATE dirs SET bytes = bytes + 1 WHERE ino = ?", ino(checked.root / "deep"))
     report = checked.fsck()
     assert report.code == Fsck.UNCORRECTED
     assert [(found["kind"], found["paths"]) for found in report.findings] == [("index", ["mid"]), ("index", ["deep"])]
@@ -74,7 +53,7 @@ def test_row_whose_content_is_not_in_the_store_is_named(checked: Checked) -> Non
 
 
 def test_row_whose_leaves_do_not_make_its_content_is_named(checked: Checked) -> None:
-    [(leaves,)] = sql(checked, "SELECT leaves FROM files WHERE ino = ?", ino(checked.root / "large"))
+    [(leaves,)] = index_sql(checked, "SELECT leaves FROM files WHERE ino = ?", ino(checked.root / "large"))
     assert isinstance(leaves, bytes)
     change_row(checked, "files", checked.root / "large", leaves=leaves[37:74] + leaves[:37] + leaves[74:])
     [found] = checked.fsck().findings
@@ -115,7 +94,7 @@ def test_missing_index_is_named(checked: Checked) -> None:
 
 
 def test_damaged_row_in_the_list_of_snapshots_is_named(checked: Checked) -> None:
-    sql(checked, "UPDATE snapshots SET files = files + 1")
+    index_sql(checked, "UPDATE snapshots SET files = files + 1")
     report = checked.fsck()
     assert report.code == Fsck.UNCORRECTED
     assert [found["kind"] for found in report.findings] == ["snapshot"]

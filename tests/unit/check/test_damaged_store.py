@@ -14,17 +14,7 @@ from fused.cid import CID, RAW, cid_of, format_cid, parse_cid
 from fused.cli.exits import Fsck
 from tests.support.checked import Checked
 from tests.support.store_files import blob_files, block_file, change_block, cut, empty, flip_bit, lengthen
-
-
-def leaf_of(path: Path, index: int = 0) -> CID:
-    """The CID of one chunk of a file."""
-    return cid_of(RAW, path.read_bytes()[index << 20 : (index + 1) << 20])
-
-
-def sql(checked: Checked, statement: str, *values: object) -> list[tuple[object, ...]]:
-    """Change the store's database behind its back."""
-    with closing(sqlite3.connect(checked.store / "blocks.sqlite3")) as c, c:
-        return c.execute(statement, values).fetchall()
+from tests.unit.check.damage import leaf_of, store_sql
 
 
 def test_whole_store_is_clean(checked: Checked) -> None:
@@ -32,7 +22,7 @@ def test_whole_store_is_clean(checked: Checked) -> None:
         assert (report.code, report.findings, report.err) == (Fsck.CLEAN, [], "")
     said = checked.fsck().said["checked"]
     assert (said["files"], said["directories"], said["dirty"], said["snapshots"]) == (5, 4, 0, 1)
-    [(blocks,)] = sql(checked, "SELECT count(*) FROM blocks")
+    [(blocks,)] = store_sql(checked, "SELECT count(*) FROM blocks")
     assert said["blocks"] == blocks
 
 
@@ -70,7 +60,7 @@ def test_block_of_several_paths_and_snapshots_is_named_with_all_of_them(checked:
 
 def test_row_that_is_gone_is_a_missing_block_and_wrong_totals_and_an_orphan(checked: Checked) -> None:
     bad = leaf_of(checked.root / "large")
-    sql(checked, "DELETE FROM blocks WHERE cid = ?", bad)
+    store_sql(checked, "DELETE FROM blocks WHERE cid = ?", bad)
     report = checked.fsck()
     assert report.code == Fsck.UNCORRECTED
     assert report.damaged == {bad}
@@ -81,8 +71,8 @@ def test_row_that_is_gone_is_a_missing_block_and_wrong_totals_and_an_orphan(chec
 
 
 def test_wrong_totals_are_said_with_what_they_should_be(checked: Checked) -> None:
-    [(blocks, size)] = sql(checked, "SELECT blocks, bytes FROM state")
-    sql(checked, "UPDATE state SET blocks = blocks + 1")
+    [(blocks, size)] = store_sql(checked, "SELECT blocks, bytes FROM state")
+    store_sql(checked, "UPDATE state SET blocks = blocks + 1")
     report = checked.fsck()
     assert report.code == Fsck.UNCORRECTED
     [found] = report.findings
@@ -102,17 +92,17 @@ def test_orphan_file_is_named_and_does_no_harm(checked: Checked) -> None:
 
 
 def test_content_that_belongs_to_no_block_is_found(checked: Checked) -> None:
-    sql(checked, "INSERT INTO small (id, data) VALUES (1000000, x'00')")
+    store_sql(checked, "INSERT INTO small (id, data) VALUES (1000000, x'00')")
     report = checked.fsck()
     assert (report.code, len(report.findings)) == (Fsck.UNCORRECTED, 1)
     assert "1 contents that belong to no block" in report.findings[0]["what"]
 
 
 def test_missing_root_of_a_pinned_snapshot_is_named_and_what_is_below_it_still_verified(checked: Checked) -> None:
-    [(root,)] = sql(checked, "SELECT cid FROM pins")
+    [(root,)] = store_sql(checked, "SELECT cid FROM pins")
     assert isinstance(root, bytes)
-    sql(checked, "DELETE FROM small WHERE id = (SELECT id FROM blocks WHERE cid = ?)", root)
-    sql(checked, "DELETE FROM blocks WHERE cid = ?", root)
+    store_sql(checked, "DELETE FROM small WHERE id = (SELECT id FROM blocks WHERE cid = ?)", root)
+    store_sql(checked, "DELETE FROM blocks WHERE cid = ?", root)
     bad = leaf_of(checked.root / "mid")
     change_block(checked.store, bad, flip_bit)
     report = checked.fsck()
@@ -138,9 +128,9 @@ def test_damaged_directory_node_is_named_with_the_directory(checked: Checked, ki
 
 def test_damage_that_no_snapshot_needs_is_named_too(checked: Checked) -> None:
     extra = cid_of(RAW, b"extra")
-    sql(checked, "INSERT INTO blocks SELECT max(id) + 1, ?, 5, 0, NULL, 0 FROM blocks", extra)
-    sql(checked, "INSERT INTO small SELECT max(id), ? FROM blocks", b"extrb")
-    sql(checked, "UPDATE state SET blocks = blocks + 1, bytes = bytes + 5")
+    store_sql(checked, "INSERT INTO blocks SELECT max(id) + 1, ?, 5, 0, NULL, 0 FROM blocks", extra)
+    store_sql(checked, "INSERT INTO small SELECT max(id), ? FROM blocks", b"extrb")
+    store_sql(checked, "UPDATE state SET blocks = blocks + 1, bytes = bytes + 5")
     report = checked.fsck()
     assert (report.code, report.damaged) == (Fsck.UNCORRECTED, {extra})
     assert (report.findings[0]["snapshots"], report.findings[0]["paths"]) == ([], [])
@@ -148,7 +138,7 @@ def test_damage_that_no_snapshot_needs_is_named_too(checked: Checked) -> None:
 
 def test_whole_block_that_is_marked_as_damaged_is_found(checked: Checked) -> None:
     marked = leaf_of(checked.root / "mid")
-    sql(checked, "UPDATE blocks SET damaged = 1 WHERE cid = ?", marked)
+    store_sql(checked, "UPDATE blocks SET damaged = 1 WHERE cid = ?", marked)
     report = checked.fsck()
     assert report.code == Fsck.UNCORRECTED
     assert {found["cid"] for found in report.of("store")} == {format_cid(marked)}
@@ -156,7 +146,7 @@ def test_whole_block_that_is_marked_as_damaged_is_found(checked: Checked) -> Non
 
 
 def test_snapshot_that_is_listed_and_not_pinned_is_found(checked: Checked) -> None:
-    sql(checked, "DELETE FROM pins")
+    store_sql(checked, "DELETE FROM pins")
     report = checked.fsck()
     assert report.code == Fsck.UNCORRECTED
     assert [found["kind"] for found in report.findings] == ["pin"]
