@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fused.store.blocking import BlockingStore
 
 ROUNDS = 16
-"""Looks after the first; each but the last has mended something. Directories that are damaged below each other."""
+"""Looks after the first, at most. Each but the last finds other blocks damaged than the one before."""
 
 
 class IndexSide(Protocol):
@@ -182,7 +182,7 @@ class Course:
             if not mended:
                 self._forget(found)
             before, found = found, self._look()
-            if not mended or found.bad.keys() == before.bad.keys():
+            if found.bad.keys() == before.bad.keys():
                 return
 
     def _mend_blocks(self, found: StoreCheck) -> int:

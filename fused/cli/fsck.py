@@ -133,7 +133,8 @@ def _failed(exc: Exception, result: _Result) -> None:
     from fused.check.findings import Finding
 
     if isinstance(exc, StoreDamaged):
-        result.findings.append(Finding("store", str(exc)))
+        if not any(found.kind == "store" and not found.mended for found in result.findings):
+            result.findings.append(Finding("store", str(exc)))
     elif isinstance(exc, OSError) and exc.filename:
         result.failed.append(f"{os.fsdecode(exc.filename)}: {exc.strerror}")
     else:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _PAGE = 10_000  # rows in memory at once
 _SAID = 20  # lines that integrity_check may say: the first ones tell what there is to tell
+# What a row raises somewhere on the way to its bytes when a flipped bit has made it something else.
+_SENSELESS = (DagError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _STEPS = 100_000  # of SQLite's machine between two looks at whether we were interrupted: some ms
 
 
@@ -114,7 +116,7 @@ class Audit:
         """
         try:
             found = self._rows.get_many(cids)
-        except (BlockCorrupt, BlockNotFound, StoreDamaged, DagError, LookupError, TypeError, ValueError):
+        except (BlockCorrupt, BlockNotFound, StoreDamaged, *_SENSELESS):
             for cid in cids:
                 yield cid, self._read_one(cid)
             return
@@ -127,7 +129,7 @@ class Audit:
             return exc
         except StoreDamaged:
             return BlockCorrupt(cid, "the store's database is damaged where it should be")
-        except (DagError, LookupError, TypeError, ValueError) as exc:
+        except _SENSELESS as exc:
             return BlockCorrupt(cid, f"its row in the store's database makes no sense ({exc})")
 
     def orphans(self) -> Iterator[Orphan]:
@@ -175,9 +177,12 @@ class Audit:
             self._blobs.remove(orphan.name for orphan in orphans if orphan.name not in named)
 
     def forget(self, cids: Sequence[CID]) -> int:
-        """Remove what is marked as damaged among `cids`: it counts as not stored anyhow. Returns how many."""
+        """Remove those of `cids` that are damaged: they count as not stored anyhow. Returns how many."""
+        bad = {
+            cid for cid in cids if isinstance(self._read_one(cid), StoreError)
+        }  # marks them, where the row makes sense
         with self._db.writing() as c:
-            rows = [row for row in select(c, cids) if row.damaged]
+            rows = [row for row in select(c, cids) if row.damaged or row.cid in bad]
             count, files = remove_rows(c, [row.id for row in rows], max((row.stamp for row in rows), default=0))
         self._blobs.remove(files)
         return count

@@ -24,15 +24,16 @@ def ino(path: Path) -> int:
 
 def store_sql(checked: Checked, statement: str, *values: object) -> list[tuple[object, ...]]:
     """Run a statement on the store's database."""
-    return _sql(checked.store / "blocks.sqlite3", statement, values)
+    return statement_on(checked.store / "blocks.sqlite3", statement, *values)
 
 
 def index_sql(checked: Checked, statement: str, *values: object) -> list[tuple[object, ...]]:
     """Run a statement on the index."""
-    return _sql(checked.state / "index.sqlite", statement, values)
+    return statement_on(checked.state / "index.sqlite", statement, *values)
 
 
-def _sql(path: Path, statement: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
+def statement_on(path: Path, statement: str, *values: object) -> list[tuple[object, ...]]:
+    """Run a statement on a database."""
     with closing(sqlite3.connect(path)) as c, c:
         return c.execute(statement, values).fetchall()
 
