@@ -286,7 +286,9 @@ class MemoCheck:
         kinds = {child.name: stat_.S_IFMT(child.st.st_mode) for child in children}
         names = {name for name, kind in kinds.items() if kind in (stat_.S_IFREG, stat_.S_IFDIR, stat_.S_IFLNK)}
         differs = bool(names ^ (entries.keys() - mountpoints))
-        differs = differs or any(entries[name].cid != cid for name, cid in clean.items())
+        differs = differs or any(
+            entries[name].cid != cid and not _is_mounted(place.fd, name) for name, cid in clean.items()
+        )
         if differs and not self._live.dirty_dir(place.key):
             what = "the index takes it for stored as it is, and what it remembers has another content"
             self.dirs[memo.ino] = Wrong(what, memo.tree)
@@ -322,6 +324,18 @@ def content_cid(name: bytes, dir_fd: int, stat: Stat, step: Callable[[], None]) 
         if Stat.of(os.fstat(fd)) != stat:
             return None
         return leaves[0] if len(leaves) == 1 else file_root(leaves, stat.size)[0]
+    finally:
+        os.close(fd)
+
+
+def _is_mounted(dir_fd: int, name: bytes) -> bool:
+    """Whether something is mounted on `name`, also of the same file system: it is stored as empty then."""
+    try:
+        fd = open_dir(name, dir_fd)
+    except OSError:  # a file, mostly
+        return False
+    try:
+        return mount_id(fd) != mount_id(dir_fd)
     finally:
         os.close(fd)
 

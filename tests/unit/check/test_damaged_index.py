@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -110,3 +111,19 @@ def test_nobody_can_mount_or_check_while_it_is_checked(checked: Checked) -> None
         os.close(lock)
     assert report.code == Fsck.OPERATIONAL
     assert "another ipfsfs process" in report.err
+
+
+def test_directory_that_is_mounted_a_second_time_elsewhere_in_the_tree_is_no_error(empty: Checked) -> None:
+    """It is stored as the empty directory underneath, and has a memo for its own place."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a bind mount")
+    for name in ("once", "twice"):
+        (empty.root / name).mkdir()
+    (empty.root / "once/file").write_text("x")
+    subprocess.run(["mount", "--bind", empty.root / "once", empty.root / "twice"], check=True)
+    try:
+        empty.snapshot()
+        report = empty.fsck("--content")
+    finally:
+        subprocess.run(["umount", empty.root / "twice"], check=True)
+    assert (report.code, report.findings) == (Fsck.CLEAN, [])
