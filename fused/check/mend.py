@@ -41,10 +41,9 @@ if TYPE_CHECKING:
     from fused.store.base import LinksOf
     from fused.store.blocking import BlockingStore
 
-PHASE = "looking for what is damaged"
+PHASE = "looking for lost content"
 
 _PATHS_TRIED = 16  # for each block; they all need the same content
-_OFFERED = 16  # blocks looked through at a time
 
 
 class BlockMender:
@@ -55,16 +54,17 @@ class BlockMender:
         self.mended = 0
         self._store = store
         self._report = report
-        self._total = len(self.wanted)
+        self._seen = 0
 
-    def offer(self, blocks: Iterable[Block]) -> None:
+    def offer(self, blocks: Sequence[Block]) -> None:
         """Store those of `blocks` that are wanted. Raises StoreUnavailable."""
         found = [block for block in blocks if block.cid in self.wanted]
         if found:
             self._store.rows.repair(found)
             self.wanted.difference_update(block.cid for block in found)
             self.mended += len(found)
-        self._report(PHASE, self._total - len(self.wanted), self._total, "blocks")
+        self._seen += len(blocks)
+        self._report(PHASE, self._seen, None, "blocks")
 
     def from_list(self, rows: Iterable[SnapshotRow]) -> None:
         """Snapshots' own blocks, as this host and this version would have made them."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fused.check.blocks import Bad
-    from fused.check.findings import Report
+    from fused.check.findings import Kind, Report
     from fused.index.reading import Listed
     from fused.store.audit import Orphan
     from fused.store.base import Pin
@@ -65,8 +65,8 @@ class StoreCheck:
             self.broken_database = True
             self._found("store", f"not all of the store could be looked at: {exc}")
 
-    def _found(self, kind: str, what: str, cid: CID | None = None, *, harmless: bool = False) -> Finding:
-        finding = Finding(kind, what, cid, harmless=harmless)  # type: ignore[arg-type]  # said by the lines below
+    def _found(self, kind: Kind, what: str, cid: CID | None = None, *, harmless: bool = False) -> Finding:
+        finding = Finding(kind, what, cid, harmless=harmless)
         self.findings.append(finding)
         return finding
 

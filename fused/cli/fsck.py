@@ -242,9 +242,10 @@ def _lines(result: _Result, paint: Paint) -> list[str]:
             f"{counted(checked.snapshots, 'snapshot')}"
         )
     if index is not None and not index.damaged:
+        where = "1 directory" if index.directories == 1 else f"{index.directories:,} directories"
         lines.append(
-            f"{counted(index.files, 'file')} in {counted(index.directories, 'directory').replace('ys', 'ies')} "
-            f"compared with the index; {index.dirty:,} of them not stored as they are now"
+            f"{counted(index.files, 'file')} in {where} compared with the index; "
+            f"{index.dirty:,} of them not stored as they are now"
         )
     wrong = sum(1 for found in result.findings if not found.mended and not found.harmless)
     if not result.interrupted and not result.failed:
