@@ -12,7 +12,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Literal, cast
 
-from fused import __version__, paths
+from fused import __version__, paths, private
 from fused.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _seconds(value: object) -> float:
         raise ValueError("must be a number of seconds")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of 400 digits
         raise ValueError("must be a number of seconds") from None
     if not math.isfinite(number) or number < 0:
         raise ValueError("must be a number of seconds, 0 or more")
@@ -127,13 +127,24 @@ def _checked(key: str, value: object, source: str) -> object:
 def _from_file(file: str) -> dict[str, object]:
     try:
         with open(file, "rb") as stream:
-            import tomllib  # 12 ms, and most people have no such file
-
-            table = tomllib.load(stream)
+            if why := private.why_not_believed(os.fstat(stream.fileno())):
+                raise UsageError(f"{file} is not used: it {why}")
+            content = stream.read()
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as exc:
         raise UsageError(f"{file} can't be read: {exc.strerror}") from None
+    return parse_config(content, file)
+
+
+def parse_config(content: bytes, file: str) -> dict[str, object]:
+    """The settings in the text of a config file. Raises UsageError for whatever can't be one."""
+    import tomllib  # 12 ms, and most people have no such file
+
+    try:
+        table = tomllib.loads(content.decode())
+    except RecursionError:
+        raise UsageError(f"{file} is nested too deeply") from None
     except ValueError as exc:
         raise UsageError(f"{file} is not valid TOML: {exc}") from None
     found: dict[str, object] = {}
@@ -192,18 +203,34 @@ def save_settings(settings: Settings) -> None:
     """Remember in the state directory what the mount was made with, for commands that run while it is not."""
     text = json.dumps({"version": __version__, **asdict(settings)}, indent=1)
     beside = os.path.join(settings.state_dir, paths.SETTINGS + ".new")
-    with open(beside, "w", encoding="ascii") as stream:
+    with private.create(beside) as stream:
         stream.write(text + "\n")
     os.replace(beside, os.path.join(settings.state_dir, paths.SETTINGS))
 
 
 def read_settings(state_dir: str) -> Settings | None:
-    """What the mount of `state_dir` was last made with; None if that is not known (never mounted, damaged)."""
+    """What the mount of `state_dir` was last made with; None if that is not known (damaged, say, or not ours)."""
+    if not private.is_ours(state_dir):
+        return None
     try:
-        with open(os.path.join(state_dir, paths.SETTINGS), encoding="ascii") as stream:
-            saved = json.load(stream)
+        with open(os.path.join(state_dir, paths.SETTINGS), "rb") as stream:
+            return parse_settings(stream.read())
+    except OSError:
+        return None
+
+
+def parse_settings(content: bytes) -> Settings | None:
+    """What `save_settings` wrote; None for anything else. A value of a kind that it never writes is as bad as none."""
+    try:
+        saved = json.loads(content)
         known = {field.name for field in fields(Settings)}
         values = {key: value for key, value in saved.items() if key in known}
-        return Settings(**{**values, "exclude": tuple(values.get("exclude", ()))})
-    except (OSError, ValueError, TypeError, AttributeError):
+        for key, value in values.items():
+            if key in _CHECKS and value is not None:
+                values[key] = _CHECKS[key](value)
+        texts = [values.get(key) for key in ("mountpoint", "state_dir", "store_dir", "owner")]
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            return None
+        return Settings(**values)
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None

@@ -8,7 +8,8 @@ A connection carries requests one after the other:
 
 File names are in the form of `os.fsdecode`; what is not UTF-8 becomes a lone surrogate, which JSON carries as
 an escape. The socket is 0600 in a 0700 directory, and a peer must have our uid or be root. It is bound and
-connected through /proc/self/fd, as a path in a socket address has 107 bytes at most.
+connected through /proc/self/fd, as a path in a socket address has 107 bytes at most. A client other than root talks
+only to a daemon of its own user: anybody can make a mount that claims any state directory.
 
 The client half is standard library only and blocks: quick commands must not wait for trio to be imported.
 A request has no deadline of its own (storing a tree takes as long as it takes); when the daemon dies, the
@@ -59,6 +60,45 @@ def _error(kind: str, message: str) -> Json:
     return {"error": {"kind": kind, "message": message}}
 
 
+def parse_request(line: bytes) -> tuple[str, Json]:
+    """The op and arguments in a request. Raises ControlError for anything else, whatever it is."""
+    try:
+        request = json.loads(line)
+        op, args = request["op"], request.get("args", {})
+        if isinstance(op, str) and isinstance(args, dict):
+            return op, args
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise ControlError('a request is not of the form {"op": …, "args": {…}}')
+
+
+def parse_answer(line: bytes, on_progress: Report | None) -> Json | None:
+    """The result in a line of the daemon's, None if it tells progress, which is handed on.
+
+    Raises what the daemon reports, and ControlError for a line that makes no sense.
+    """
+    try:
+        message = json.loads(line)
+        if "progress" in message:
+            step = message["progress"]
+            phase, done, total, unit = (step[key] for key in ("phase", "done", "total", "unit"))
+            whole = isinstance(done, int) and (total is None or isinstance(total, int))
+            if whole and isinstance(phase, str) and isinstance(unit, str):
+                if on_progress is not None:
+                    on_progress(phase, done, total, unit)
+                return None
+        elif "result" in message:
+            if isinstance(result := message["result"], dict):
+                return result
+        else:
+            kind, sentence = message["error"]["kind"], message["error"]["message"]
+            if isinstance(kind, str) and isinstance(sentence, str):
+                raise as_error(kind, sentence)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise ControlError("the daemon's answer could not be understood")
+
+
 # --- the daemon's end ------------------------------------------------------------------------------------
 
 
@@ -79,10 +119,11 @@ def _bind(state_dir_fd: int) -> socket.socket:
     return sock
 
 
-def _peer_allowed(sock: trio.socket.SocketType) -> bool:
+def _peer_uid(sock: trio.socket.SocketType | socket.socket) -> int:
+    """Of a client, who connected; of a server, who listens (unix(7), SO_PEERCRED)."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     uid: int = struct.unpack("3i", credentials)[1]
-    return uid in (0, os.geteuid())
+    return uid
 
 
 async def serve_control(
@@ -135,7 +176,7 @@ class _Connection:
 
     async def run(self) -> None:
         async with self._stream:
-            if not _peer_allowed(self._stream.socket):
+            if _peer_uid(self._stream.socket) not in (0, os.geteuid()):
                 await self._send(_error("ControlError", "this mount belongs to another user"))
                 return
             buffer = bytearray()
@@ -157,12 +198,9 @@ class _Connection:
     async def _answer(self, line: bytes) -> bool:
         """Carry out the request in `line`. False if no further one makes sense."""
         try:
-            request = json.loads(line)
-            op, args = request["op"], request.get("args", {})
-            if not isinstance(op, str) or not isinstance(args, dict):
-                raise TypeError
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            await self._send(_error("ControlError", 'a request is not of the form {"op": …, "args": {…}}'))
+            op, args = parse_request(line)
+        except ControlError as exc:
+            await self._send(_error("ControlError", str(exc)))
             return False
         handler = self._handlers.get(op)
         if handler is None:
@@ -224,7 +262,12 @@ def _connect(state_dir: str, timeout: float | None) -> socket.socket:
         directory = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sock.settimeout(timeout)
+            owner = os.fstat(directory).st_uid
+            if os.geteuid() not in (0, owner):
+                raise PermissionError
             sock.connect(f"/proc/self/fd/{directory}/{paths.CONTROL}")
+            if _peer_uid(sock) != owner:  # who listens there is not who made the directory
+                raise PermissionError
         finally:
             os.close(directory)
     except PermissionError:
@@ -267,20 +310,11 @@ def call(
                 sock.sendall(_encode({"op": op, "args": dict(args or {})}))
             with sock.makefile("rb") as lines:
                 for line in lines:
-                    message = json.loads(line)
-                    if "progress" in message:
-                        if on_progress is not None:
-                            step = message["progress"]
-                            on_progress(step["phase"], step["done"], step["total"], step["unit"])
-                    elif "result" in message:
-                        result: Json = message["result"]
+                    result = parse_answer(line, on_progress)
+                    if result is not None:
                         return result
-                    else:
-                        raise as_error(message["error"]["kind"], message["error"]["message"])
         except TimeoutError:
             raise ControlError(f"the daemon of {state_dir} has not answered for {timeout:g} seconds") from None
         except OSError:
             pass  # it died: said below
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ControlError("the daemon's answer could not be understood") from None
     raise DaemonGone("the daemon went away before it had answered")

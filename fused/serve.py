@@ -42,7 +42,11 @@ def _report(report_fd: int, message: dict[str, object]) -> None:
 def configure_logging(settings: Settings) -> None:
     """Log to standard error, or to the file that was asked for. In the background standard error is the log already."""
     to_stderr = settings.log_file is None or not settings.foreground
-    handler = logging.StreamHandler() if to_stderr else logging.FileHandler(settings.log_file or "", delay=False)
+    handler: logging.Handler = logging.StreamHandler()
+    if not to_stderr:
+        # Private from its first byte on, as the log of a mount in the background is. The stream stays open to the end.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        handler = logging.StreamHandler(os.fdopen(os.open(settings.log_file or "", flags, 0o600), "a"))
     stamp = "" if settings.foreground and to_stderr else "%(asctime)s "  # journald, or a person, sees the time
     handler.setFormatter(logging.Formatter(stamp + "%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

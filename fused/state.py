@@ -10,12 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import stat
 import struct
 from contextlib import suppress
 from typing import NamedTuple, cast
 
-from fused import paths
+from fused import paths, private
 from fused.errors import Busy, UsageError
 
 _FLOCK = "hhqqi4x"  # struct flock: l_type, l_whence, l_start, l_len (0: to the end), l_pid (0 for this kind of lock)
@@ -34,23 +33,20 @@ class Supervision(NamedTuple):
 
 
 def prepare(state_dir: str) -> None:
-    """Make the state directory, or check that it is ours. Raises UsageError."""
+    """Make the state directory, or check that it is ours alone. Raises UsageError."""
     try:
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)
-        st = os.stat(state_dir)
-        if st.st_uid != os.geteuid():
-            raise UsageError(f"the state directory {state_dir} belongs to another user (uid {st.st_uid})")
-        if stat.S_IMODE(st.st_mode) & 0o077:
-            os.chmod(state_dir, 0o700)
-    except FileExistsError:
-        raise UsageError(f"the state directory {state_dir} is not a directory") from None
+        private.prepare(state_dir, "the state directory")
+    except FileExistsError as exc:
+        if exc.filename == os.path.abspath(state_dir):
+            raise UsageError(f"the state directory {state_dir} is not a directory") from None
+        raise UsageError(f"the state directory {state_dir} can't be used: {exc.filename} is not a directory") from None
     except OSError as exc:
         raise UsageError(f"the state directory {state_dir} can't be used: {exc.strerror}") from None
 
 
 def take_lock(state_dir: str) -> int:
     """Take the lock for as long as the returned descriptor, or a copy in a child, is open. Raises Busy."""
-    fd = os.open(os.path.join(state_dir, paths.LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(state_dir, paths.LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except (BlockingIOError, PermissionError):
@@ -63,9 +59,11 @@ def take_lock(state_dir: str) -> int:
 
 
 def is_locked(state_dir: str) -> bool:
-    """Whether a daemon or its supervisor lives."""
+    """Whether a daemon or its supervisor lives. Of another user's directory nothing is said."""
+    if not private.is_ours(state_dir):
+        return False
     try:
-        fd = os.open(os.path.join(state_dir, paths.LOCK), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(os.path.join(state_dir, paths.LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -79,7 +77,7 @@ def note_supervision(state_dir: str, seen: Supervision) -> None:
     """Write down what the supervisor has seen. Failing (a full disk) must not end the supervisor: it does nothing."""
     file = os.path.join(state_dir, paths.SUPERVISOR)
     with suppress(OSError):
-        with open(file + ".new", "w", encoding="ascii") as stream:
+        with private.create(file + ".new") as stream:
             json.dump(seen._asdict(), stream)
         os.replace(file + ".new", file)
 
@@ -91,9 +89,22 @@ def forget_supervision(state_dir: str) -> None:
 
 
 def read_supervision(state_dir: str) -> Supervision | None:
-    """What the supervisor has seen; None if there is none, or it has ended as it should."""
-    try:
-        with open(os.path.join(state_dir, paths.SUPERVISOR), encoding="ascii") as stream:
-            return Supervision(**json.load(stream))
-    except (OSError, ValueError, TypeError):
+    """What the supervisor has seen; None if there is none, it has ended as it should, or it is not ours."""
+    if not private.is_ours(state_dir):  # a process's id from somebody else must not be sent a signal
         return None
+    try:
+        with open(os.path.join(state_dir, paths.SUPERVISOR), "rb") as stream:
+            return parse_supervision(stream.read())
+    except OSError:
+        return None
+
+
+def parse_supervision(content: bytes) -> Supervision | None:
+    """What `note_supervision` wrote; None for anything else. A number that is no process's id is never handed on."""
+    try:
+        seen = Supervision(**json.loads(content))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = all(type(n) is int and 0 < n < 1 << 31 for n in (seen.pid, seen.daemon_pid) if n is not None)
+    texts = all(text is None or isinstance(text, str) for text in (seen.last_death, seen.gave_up))
+    return seen if numbers and texts and type(seen.pid) is int and type(seen.deaths) is int else None

@@ -9,7 +9,7 @@ from typing import cast
 
 from fused.cli.exits import Exit
 from fused.cli.options import add_directory, add_json, add_state_dir
-from fused.cli.output import counted, human_bytes, painter, print_json
+from fused.cli.output import counted, human_bytes, painter, print_json, printable
 from fused.cli.target import Target, find_target
 from fused.control import Json, call
 from fused.errors import DaemonGone
@@ -48,7 +48,10 @@ def snapshots(target: Target) -> list[Json]:
             pass  # dead: the index is as good
     from fused.cid import format_cid
     from fused.index.index import read_snapshots
+    from fused.private import is_ours
 
+    if not is_ours(target.state_dir):
+        return []
     try:
         rows = read_snapshots(target.state_dir)
     except FileNotFoundError:
@@ -80,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
         return Exit.OK
     paint = painter(sys.stdout)
     for entry in found:
-        print(paint("yellow", str(entry["snapshot"])))
-        print(f"    time     {entry['time']}")
-        print(f"    tree     {entry['tree']}")
+        print(paint("yellow", printable(str(entry["snapshot"]))))
+        print(f"    time     {printable(str(entry['time']))}")
+        print(f"    tree     {printable(str(entry['tree']))}")
         print(
             f"    content  {counted(cast('int', entry['files']), 'file')}, {human_bytes(cast('int', entry['bytes']))}"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fused.cli.barrier import flush
 from fused.cli.exits import Exit
 from fused.cli.options import add_directory, add_json, add_progress
-from fused.cli.output import print_json
+from fused.cli.output import print_json, printable
 from fused.cli.progress import Progress
 from fused.cli.target import find_mounted
 from fused.control import call
@@ -42,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(snapshot)
     else:
-        print(snapshot["snapshot"])
+        print(printable(str(snapshot["snapshot"])))
     return Exit.OK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from fused import paths
+from fused import paths, private
 from fused.errors import NotMounted
 from fused.fs import mounts
 
@@ -48,9 +48,11 @@ def _remembered_mountpoint(state_dir: str) -> str | None:
     """What settings.json says. Parsed here, as `config` with its dataclasses costs quick commands 10 ms."""
     import json
 
+    if not private.is_ours(state_dir):
+        return None
     try:
         with open(os.path.join(state_dir, paths.SETTINGS), encoding="ascii") as stream:
             mountpoint = json.load(stream)["mountpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return mountpoint if isinstance(mountpoint, str) else None

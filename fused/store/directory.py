@@ -16,7 +16,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fused.errors import StoreDamaged, StoreUnavailable
+from fused import private
+from fused.errors import StoreDamaged, StoreUnavailable, UsageError
 from fused.store import database
 
 if TYPE_CHECKING:
@@ -33,27 +34,21 @@ def prepare(root: str) -> None:
     Raises StoreUnavailable.
     """
     try:
-        _make_directories(root)
+        private.prepare(root, "the store")
         with _locked(root):
             marker = Path(root, "format")
             if not marker.exists():
                 _make(root, marker)
             _check(root, marker)
+    except UsageError as err:
+        raise StoreUnavailable(f"{err}; --store-dir names another") from None
     except OSError as err:
         raise StoreUnavailable(database.explain_os_error(root, err)) from err
 
 
-def _make_directories(root: str) -> None:
-    """`os.makedirs`, but missing parents are private too: the daemon runs with umask 0."""
-    path = Path(root)
-    for directory in (*reversed(path.parents), path):
-        if not directory.is_dir():
-            directory.mkdir(mode=0o700, exist_ok=True)
-
-
 @contextmanager
 def _locked(root: str) -> Iterator[None]:
-    fd = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -74,7 +69,7 @@ def _make(root: str, marker: Path) -> None:
     if not _holds_tables(root, path):
         _make_database(root, path)
     new = Path(root, "format.new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, f"{_FORMAT_LINE} {database.FORMAT}\n".encode())
         os.fsync(fd)
