@@ -54,8 +54,11 @@ class Files:
         changes: ChangeSink,
         waiting: Waiting,
         mtimes: ModificationTimes | None,
+        *,
+        private: bool = True,
     ) -> None:
-        """`mtimes` is None on a write-through mount."""
+        """`mtimes` is None on a write-through mount. On a `private` one nobody but the daemon's user makes requests."""
+        self._private = private
         self._inodes = inodes
         self._handles = handles
         self._reach = reach
@@ -81,6 +84,10 @@ class Files:
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
+            if not self._private:
+                # The kernel took the name for free, so it has not asked whether the caller may open this file. ESTALE
+                # makes it look again, and ask (Linux fs/namei.c, do_filp_open).
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
             found = self._tree.lookup(parent_ino, name)
             if found is None:
                 raise

@@ -48,7 +48,9 @@ class FileSystem:
         self.waiting = Waiting()
         self.tree = Tree(self.inodes, self.handles, self.reach, changes, NewOwner(private=private))
         mtimes = None if write_through else ModificationTimes()
-        self.files = Files(self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, mtimes)
+        self.files = Files(
+            self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, mtimes, private=private
+        )
         self.attributes = Attributes(root_fd, self.inodes, self.reach, changes, mtimes, private=private)
         self.requests: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
 

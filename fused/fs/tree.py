@@ -94,14 +94,7 @@ class Tree:
         self._changes.before_add(parent.key, dir_fd, self.dirs_of(parent))
         return dir_fd
 
-    def _added(self, parent: Inode, dir_fd: int, name: bytes, mode: int, caller: Caller) -> Entry:
-        """Settle a name that was just made. If it can't be settled, it goes again."""
-        try:
-            self._new_owner.settle(dir_fd, name, caller, mode)
-        except OSError:
-            (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=dir_fd)
-            raise
-        st = layer.stat_at(dir_fd, name)
+    def _added(self, parent: Inode, name: bytes, st: os.stat_result) -> Entry:
         if stat.S_ISREG(st.st_mode):
             self._changes.created((st.st_dev, st.st_ino))
         return self._known(st, parent, name)
@@ -113,10 +106,10 @@ class Tree:
         """
         parent = self._inodes.get(parent_ino)
         dir_fd = self._before_add(parent)
-        mode = stat.S_IMODE(mode)
-        fd = layer.open_at(dir_fd, name, flags | os.O_CREAT | os.O_EXCL, mode)
+        with self._new_owner.acting_for(caller):
+            fd = layer.open_at(dir_fd, name, flags | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode))
         try:
-            return self._added(parent, dir_fd, name, mode | stat.S_IFREG, caller), fd
+            return self._added(parent, name, os.fstat(fd)), fd
         except BaseException:
             os.close(fd)
             raise
@@ -125,22 +118,25 @@ class Tree:
         """Make a regular file, fifo, socket or device. Adds one to the lookup count."""
         parent = self._inodes.get(parent_ino)
         dir_fd = self._before_add(parent)
-        os.mknod(name, mode, rdev, dir_fd=dir_fd)
-        return self._added(parent, dir_fd, name, mode, caller)
+        with self._new_owner.acting_for(caller):
+            os.mknod(name, mode, rdev, dir_fd=dir_fd)
+        return self._added(parent, name, layer.stat_at(dir_fd, name))
 
     def mkdir(self, parent_ino: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Make a directory. Adds one to the lookup count."""
         parent = self._inodes.get(parent_ino)
         dir_fd = self._before_add(parent)
-        os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
-        return self._added(parent, dir_fd, name, stat.S_IMODE(mode) | stat.S_IFDIR, caller)
+        with self._new_owner.acting_for(caller):
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
+        return self._added(parent, name, layer.stat_at(dir_fd, name))
 
     def symlink(self, parent_ino: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Make a symbolic link. Adds one to the lookup count."""
         parent = self._inodes.get(parent_ino)
         dir_fd = self._before_add(parent)
-        os.symlink(target, name, dir_fd=dir_fd)
-        return self._added(parent, dir_fd, name, stat.S_IFLNK, caller)
+        with self._new_owner.acting_for(caller):
+            os.symlink(target, name, dir_fd=dir_fd)
+        return self._added(parent, name, layer.stat_at(dir_fd, name))
 
     def link(self, ino: int, parent_ino: int, name: bytes) -> Entry:
         """Give a file one more name. Adds one to its lookup count."""
