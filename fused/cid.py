@@ -8,6 +8,7 @@ turned into the CIDv1 of the same block on the way in.
 from __future__ import annotations
 
 import hashlib
+from base64 import b32decode, b32encode
 from typing import TYPE_CHECKING, NewType
 
 import libipld
@@ -31,6 +32,10 @@ SHA2_256 = 0x12
 MIN_DIGEST = 20
 MAX_DIGEST = 128
 MAX_IDENTITY = 128
+
+_BASE32 = "b"  # the multibase prefix of what we print
+
+_MAX_TEXT = 2048  # characters: the longest CID that we take has 147 bytes, eight characters each in base 2
 
 _SHA2_256_HEADS = {codec: bytes((0x01, codec, SHA2_256, 32)) for codec in (RAW, DAG_PB, DAG_CBOR)}
 _KNOWN_HEADS = frozenset(_SHA2_256_HEADS.values())
@@ -85,22 +90,39 @@ def format_cid(cid: CID) -> str:
     try:
         return str(libipld.encode_cid(bytes(cid)))
     except ValueError:
-        return f"(not a CID: {cid.hex()})"
+        try:
+            cid_from_bytes(cid)
+        except DagError:
+            return f"(not a CID: {cid.hex()})"
+        return _BASE32 + b32encode(cid).decode().rstrip("=").lower()  # as in _from_base32
 
 
 def parse_cid(text: str) -> CID:
     """The CID that `text` names, in any base. Raises UsageError with a sentence for a person if it is none."""
     try:
-        if "/" in text:  # libipld takes whatever stands before "/ipfs/" for nothing
+        # libipld takes whatever stands before "/ipfs/" for nothing, and a second for 60,000 digits of base 58 or 36.
+        if "/" in text or len(text) > _MAX_TEXT:
             raise ValueError
-        parts = libipld.decode_cid(text)
+        try:
+            parts = libipld.decode_cid(text)
+        except ValueError:  # also for a digest above 64 bytes, which it does not know
+            return _from_base32(text)
         digest = parts["hash"]
         if parts["version"] == 0:
             return cid_from_bytes(bytes((SHA2_256, 32)) + digest["digest"])
         head = b"".join(map(encode_varint, (1, parts["codec"], digest["code"], len(digest["digest"]))))
         return cid_from_bytes(head + digest["digest"])
     except (ValueError, DagError) as err:
-        raise UsageError(f"{text!r} is not a CID") from err
+        shown = text if len(text) <= _MAX_TEXT else text[:40] + "…"
+        raise UsageError(f"{shown!r} is not a CID") from err
+
+
+def _from_base32(text: str) -> CID:
+    """The CID whose text form is exactly `text`. Raises ValueError, DagError."""
+    cid = cid_from_bytes(b32decode(text[1:].upper() + "=" * (-(len(text) - 1) % 8)))
+    if format_cid(cid) != text:
+        raise ValueError
+    return cid
 
 
 def codec_of(cid: CID) -> int:

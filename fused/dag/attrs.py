@@ -14,6 +14,8 @@ from fused.errors import DagError
 from fused.types import Block
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from fused.dag.node import Get
     from fused.dag.seal import Seal
 
@@ -25,6 +27,12 @@ how many there may be is up to the file system."""
 
 MAX_XATTRS = 64 << 20
 """Bytes of xattrs that we read for one file: far above what any file system keeps, far below what fills the memory."""
+
+MAX_XATTR_NAMES = 64 << 10
+"""Bytes of the names of one file's xattrs, a zero byte after each: no more can be listed (xattr(7), XATTR_LIST_MAX)."""
+
+MAX_XATTRS_APART = 256 << 20
+"""Bytes of xattrs kept apart that we read for one directory. Many files may share them, and each is read once."""
 
 _KINDS = frozenset(get_args(AttrKind))
 _REQUIRED = frozenset(("kind", "mode", "uid", "gid", "mtime"))
@@ -77,7 +85,7 @@ def encode_attrs(attrs: Attrs, seal: Seal, blocks: list[Block]) -> dict[str, obj
     return value
 
 
-async def decode_attrs(get: Get, value: object) -> Attrs:
+async def decode_attrs(apart: XattrsApart, value: object) -> Attrs:
     """The inverse. Fetches only large xattrs, kept apart. Raises DagError for what `encode_attrs` never writes."""
     fields = as_map(value, _REQUIRED, _OPTIONAL)
     kind = as_text(fields["kind"])
@@ -87,14 +95,7 @@ async def decode_attrs(get: Get, value: object) -> Attrs:
     if len(mtime) != 2:
         raise DagError("a time that is not a pair of numbers")
     xattrs = fields.get("xattrs", [])
-    if isinstance(xattrs, bytes):
-        xattrs = await _read_pairs(get, as_link(xattrs))
-    pairs: list[tuple[bytes, bytes]] = []
-    for item in as_list(xattrs):
-        pair = as_list(item)
-        if len(pair) != 2 or (pairs and decode_bytes(pair[0]) <= pairs[-1][0]):
-            raise DagError("xattrs that are no sorted list of pairs")
-        pairs.append((decode_bytes(pair[0]), decode_bytes(pair[1])))
+    pairs = await apart.read(as_link(xattrs)) if isinstance(xattrs, bytes) else _pairs(as_list(xattrs))
     return Attrs(
         cast("AttrKind", kind),
         mode=as_int(fields["mode"], 0, 0o7777),
@@ -103,7 +104,7 @@ async def decode_attrs(get: Get, value: object) -> Attrs:
         mtime_ns=as_int(mtime[0], -_MAX_INT, _MAX_INT) * _SECOND + as_int(mtime[1], 0, _SECOND - 1),
         size=as_int(fields.get("size", 0), 0, _MAX_INT),
         rdev=as_int(fields.get("rdev", 0), 0, _MAX_INT),
-        xattrs=tuple(pairs),
+        xattrs=pairs,
         hardlink=as_int(fields["hardlink"], 0, _MAX_INT) if "hardlink" in fields else None,
     )
 
@@ -161,7 +162,75 @@ def _as_file(content: bytes, seal: Seal, blocks: list[Block]) -> CID:
     return root
 
 
-async def _read_pairs(get: Get, root: CID) -> object:
-    if (await walk.stat_node(get, root)).size > MAX_XATTRS:
-        raise DagError(f"more than {MAX_XATTRS} bytes of xattrs", root)
-    return dagcbor.decode(root, await walk.read_range(get, root, 0, MAX_XATTRS), MAX_XATTRS)
+class XattrsApart:
+    """The xattrs that the entries of one directory keep apart: each list is read once, and not more than a limit."""
+
+    def __init__(self, get: Get) -> None:
+        self._get = get
+        self._known: dict[CID, tuple[tuple[bytes, bytes], ...]] = {}
+        self._bytes = 0
+
+    async def read(self, root: CID) -> tuple[tuple[bytes, bytes], ...]:
+        """The list in the file `root`. Raises DagError, and what `get` raises."""
+        if root not in self._known:
+            size = (await walk.stat_node(self._get, root)).size
+            self._bytes += size
+            if size > MAX_XATTRS or self._bytes > MAX_XATTRS_APART:
+                raise DagError(f"more than {min(size, MAX_XATTRS_APART)} bytes of xattrs", root)
+            content = await walk.read_range(self._get, root, 0, size)
+            try:
+                self._known[root] = _pairs(_items(content))
+            except (DagError, UnicodeDecodeError, IndexError) as err:
+                raise DagError(f"no list of xattrs: {err}", root) from None
+        return self._known[root]
+
+
+def _pairs(items: Iterable[object]) -> tuple[tuple[bytes, bytes], ...]:
+    pairs: list[tuple[bytes, bytes]] = []
+    room = MAX_XATTR_NAMES
+    for item in items:
+        pair = as_list(item)
+        if len(pair) != 2:
+            raise DagError("xattrs that are no list of pairs")
+        name, content = decode_bytes(pair[0]), decode_bytes(pair[1])
+        room -= len(name) + 1
+        if room < 0 or (pairs and name <= pairs[-1][0]):
+            raise DagError("xattrs that are not sorted, or more than a file can have")
+        pairs.append((name, content))
+    return tuple(pairs)
+
+
+def _items(content: bytes) -> Iterator[object]:
+    """The pairs in the canonical DAG-CBOR of a list of pairs of texts or byte strings, one by one.
+
+    By hand, because decoding 64 MiB of something else at once may take 4 GiB: an empty list is one byte.
+    Raises DagError, UnicodeDecodeError, IndexError.
+    """
+    count, at = _head(content, 0, _ARRAY)
+    for _ in range(count):
+        length, at = _head(content, at, _ARRAY)
+        pair: list[object] = []
+        for _ in range(min(length, 3)):
+            text = content[at] >> 5 == _TEXT
+            size, at = _head(content, at, _TEXT if text else _BYTES)
+            raw, at = content[at : at + size], at + size
+            if at > len(content):
+                raise IndexError("it ends in the middle of a value")
+            pair.append(raw.decode() if text else raw)
+        yield pair
+    if at != len(content):
+        raise DagError("more after the list")
+
+
+_BYTES, _TEXT, _ARRAY = 2, 3, 4  # major types (RFC 8949, section 3.1)
+
+
+def _head(content: bytes, at: int, major: int) -> tuple[int, int]:
+    """The number in the head of an item of type `major`, and the offset behind it."""
+    kind, short = content[at] >> 5, content[at] & 31
+    width = 0 if short < 24 else 1 << short - 24 if short < 28 else -1
+    value = short if width == 0 else int.from_bytes(content[at + 1 : at + 1 + width], "big")
+    smallest = {0: 0, 1: 24, 2: 1 << 8, 4: 1 << 16, 8: 1 << 32}
+    if kind != major or width < 0 or value < smallest[width]:
+        raise DagError("something else where a list of pairs should be")
+    return value, at + 1 + width

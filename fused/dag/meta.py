@@ -27,6 +27,7 @@ from fused.dag import dagcbor
 from fused.dag.attrs import (
     MAX_INLINE_XATTRS,
     Attrs,
+    XattrsApart,
     as_int,
     as_list,
     as_map,
@@ -151,17 +152,20 @@ async def read_meta_dir(get: Get, cid: CID) -> tuple[Attrs, list[MetaEntry]]:
     Raises DagError for a node that this module would not have written, and whatever `get` raises.
     """
     block = await get(cid)
+    apart = XattrsApart(get)
     with _naming(cid):
         root = as_map(dagcbor.decode(cid, block), frozenset(("attrs",)), _BODY_FIELDS)
-        attrs = await decode_attrs(get, root.pop("attrs"))
+        attrs = await decode_attrs(apart, root.pop("attrs"))
         if attrs.kind != "dir":
             raise DagError(f"a directory with the attributes of a {attrs.kind}")
     entries: list[MetaEntry] = []
-    await _read_page(get, cid, root, 0, entries)
+    await _read_page(get, apart, cid, root, 0, entries)
     return attrs, entries
 
 
-async def _read_page(get: Get, cid: CID, page: dict[str, object], depth: int, entries: list[MetaEntry]) -> None:
+async def _read_page(
+    get: Get, apart: XattrsApart, cid: CID, page: dict[str, object], depth: int, entries: list[MetaEntry]
+) -> None:
     """Append the entries below one node.
 
     Entries must strictly ascend and no page may be empty, so the second visit to any page fails at its first entry:
@@ -171,7 +175,7 @@ async def _read_page(get: Get, cid: CID, page: dict[str, object], depth: int, en
         if len(page) != 1 or depth > _MAX_DEPTH:
             raise DagError("not one list of entries or pages, or pages nested too deeply")
         for item in as_list(page.get("entries", [])):
-            entry = await _decode_entry(get, item)
+            entry = await _decode_entry(apart, item)
             if entries and entries[-1].name >= entry.name:
                 raise DagError(f"the entry {entry.name!r} twice or out of order")
             entries.append(entry)
@@ -182,7 +186,7 @@ async def _read_page(get: Get, cid: CID, page: dict[str, object], depth: int, en
         block = await get(link)
         with _naming(link):
             below = as_map(dagcbor.decode(link, block), frozenset(), _BODY_FIELDS)
-        await _read_page(get, link, below, depth + 1, entries)
+        await _read_page(get, apart, link, below, depth + 1, entries)
 
 
 class _Item(NamedTuple):
@@ -218,7 +222,7 @@ def _weight(entry: MetaEntry) -> int:
     return _ENTRY_BYTES + len(entry.name) + min(xattrs, MAX_INLINE_XATTRS)
 
 
-async def _decode_entry(get: Get, item: object) -> MetaEntry:
+async def _decode_entry(apart: XattrsApart, item: object) -> MetaEntry:
     if not isinstance(item, dict):
         raise DagError("an entry that is not a map")
     fields = dict(item)
@@ -226,7 +230,7 @@ async def _decode_entry(get: Get, item: object) -> MetaEntry:
     if not is_entry_name(name):
         raise DagError(f"the entry name {name!r}")
     child = as_link(fields.pop("node")) if "node" in fields else None
-    attrs = await decode_attrs(get, fields)
+    attrs = await decode_attrs(apart, fields)
     if (attrs.kind == "dir") != (child is not None):
         raise DagError(f"the {attrs.kind} {name!r} with the node of another kind")
     return MetaEntry(name, attrs, child)

@@ -17,6 +17,9 @@ from fused.dag.hamt import Shard, decode_shard
 from fused.dag.unixfs import MAX_SIZE, Kind, UnixFS, decode_unixfs
 from fused.errors import DagError
 
+MAX_TARGET = 4095
+"""Bytes in a symbolic link's target: PATH_MAX without the zero byte (symlink(7))."""
+
 Get = Callable[[CID], Awaitable[bytes]]
 """Fetches a block: verified, unsealed bytes. Raises what its store raises."""
 
@@ -128,6 +131,6 @@ def _directory(cid: CID, node: PBNode) -> DirectoryNode:
 
 
 def _target(cid: CID, node: PBNode, fs: UnixFS) -> bytes:
-    if node.links or not fs.data or b"\0" in fs.data:
+    if node.links or not 0 < len(fs.data) <= MAX_TARGET or b"\0" in fs.data:
         raise DagError("a symbolic link with children, or with a target that no link can have", cid)
     return fs.data

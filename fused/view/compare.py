@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from fused.view.directory import Names, Node, children, looked_up
+from fused.view.directory import Names, Node, check_depth, children, looked_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -62,6 +62,7 @@ async def compare(blocks: Blocks, before: Node, after: Node, path: Names = ()) -
             ):
                 yield change
             if below:
+                check_depth(pair.path, old or new or before)
                 stack.append(iter(below))
                 break
         else:

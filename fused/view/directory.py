@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from fused.cid import DAG_CBOR, RAW, codec_of, inline_block
 from fused.dag import meta as dag_meta
 from fused.dag import walk as dag_walk
-from fused.errors import PathNotInDag
+from fused.errors import DagError, PathNotInDag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -34,6 +34,10 @@ NodeKind = Literal["dir", "file", "link", "fifo", "sock", "chr", "blk"]
 
 _LOOKED_UP_AT_ONCE = 16
 """Nodes fetched in one go to learn their kinds: at 2 MiB for the largest allowed block, 32 MiB at worst."""
+
+MAX_DEPTH = 4096
+"""Directories below each other that are walked: twice as many as a path that the kernel takes can have (PATH_MAX). A
+few blocks can stand for any depth, and each level costs its whole path."""
 
 _MAX_LINKS = 40
 """Symlinks followed for one path, as many as the kernel follows (path_resolution(7))."""
@@ -110,20 +114,22 @@ async def children(blocks: Blocks, node: Node) -> list[tuple[bytes, Node]]:
 async def children_looked_up(blocks: Blocks, node: Node) -> list[tuple[bytes, Node]]:
     """The same with every kind known, at the cost of fetching the roots of a plain tree's entries."""
     entries = await children(blocks, node)
-    unknown = [at for at, (_, child) in enumerate(entries) if child.kind is None]
+    # By CID: a small directory may link to one large block from all its entries.
+    unknown = list({child.cid: None for _, child in entries if child.kind is None and child.cid is not None})
+    known: dict[CID, dag_walk.NodeStat] = {}
     for start in range(0, len(unknown), _LOOKED_UP_AT_ONCE):
         batch = unknown[start : start + _LOOKED_UP_AT_ONCE]
-        cids = {child.cid for at in batch if (child := entries[at][1]).cid is not None}
-        fetched = await blocks.get_many([cid for cid in cids if inline_block(cid) is None])
+        fetched = await blocks.get_many([cid for cid in batch if inline_block(cid) is None])
 
         async def get(cid: CID, fetched: Mapping[CID, bytes] = fetched) -> bytes:
             return fetched[cid]
 
-        for at in batch:
-            name, child = entries[at]
-            if child.cid is not None:
-                kind, size = await dag_walk.stat_node(get, child.cid)
-                entries[at] = (name, replace(child, kind=kind, size=size))
+        for cid in batch:
+            known[cid] = await dag_walk.stat_node(get, cid)
+    for at, (name, child) in enumerate(entries):
+        if child.kind is None and child.cid is not None:
+            kind, size = known[child.cid]
+            entries[at] = (name, replace(child, kind=kind, size=size))
     return entries
 
 
@@ -187,7 +193,7 @@ async def follow(blocks: Blocks, root: Node, path: Names) -> Node:
 async def walk(blocks: Blocks, node: Node, path: Names = ()) -> AsyncGenerator[tuple[Names, Node]]:
     """Everything below the directory `node`, each directory right before its contents, names in order of their bytes.
 
-    In memory are the entries of the directories on the way down, no more. Depth is limited by memory only.
+    In memory are the entries of the directories on the way down, no more. Raises DagError below MAX_DEPTH.
     """
     stack = [(path, iter(await children_looked_up(blocks, node)))]
     while stack:
@@ -196,10 +202,17 @@ async def walk(blocks: Blocks, node: Node, path: Names = ()) -> AsyncGenerator[t
             below = (*base, name)
             yield below, child
             if child.kind == "dir":
+                check_depth(below, child)
                 stack.append((below, iter(await children_looked_up(blocks, child))))
                 break
         else:
             stack.pop()
+
+
+def check_depth(path: Names, node: Node) -> None:
+    """Raise DagError if the directory `node` lies deeper than anybody can use."""
+    if len(path) > MAX_DEPTH:
+        raise DagError(f"more than {MAX_DEPTH:,} directories below each other", node.cid or node.meta)
 
 
 def names_of(path: bytes) -> Names:

@@ -136,3 +136,24 @@ def test_identity_cid_carries_its_block() -> None:
 def test_formatting_never_fails() -> None:
     assert "not a CID" in format_cid(CID(b"junk"))
     assert "not a CID" in format_cid(CID(b""))
+
+
+@pytest.mark.parametrize("function", [0x00, 0x63], ids=["inline block", "unknown hash"])
+def test_cid_with_a_long_digest_has_a_text_form(function: int) -> None:
+    """Found by fuzzing: an error about such a block could not name it, as libipld knows no digest above 64 bytes."""
+    cid = cid_from_bytes(bytes((1, RAW, function, 99)) + b"c" * 99)
+    text = format_cid(cid)
+    assert text.startswith("baf")
+    assert parse_cid(text) == cid
+    with pytest.raises(UsageError):
+        parse_cid(text[:-1] + "b")  # the same bytes, had not the last bits to be zero
+    with pytest.raises(UsageError):
+        parse_cid(text.upper())
+
+
+def test_text_of_any_length_is_refused_at_once() -> None:
+    """Decoding base 58 takes time with the square of the length."""
+    for text in ("z" * 3_000_000, "Qm" * 1_000_000, "k" * 3_000_000):
+        with pytest.raises(UsageError, match="is not a CID") as caught:
+            parse_cid(text)
+        assert len(str(caught.value)) < 100

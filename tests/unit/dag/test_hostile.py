@@ -72,6 +72,9 @@ UNIXFS = {
     "packed sizes without links": b"\x08\x02\x18\x05\x22\x01\x05",
     "symlink to nothing": b"\x08\x04",
     "symlink with a zero byte": b"\x08\x04\x12\x02a\0",
+    "symlink of 4,096 bytes": b"\x08\x04" + field(2, b"x" * 4096),
+    "symlink of a mebibyte": b"\x08\x04" + field(2, b"x" * (1 << 20)),
+    "sizes whose sum is above 2**63": b"\x08\x02" + (b"\x20" + encode_varint((1 << 63) - 1)) * 2,
 }
 
 
