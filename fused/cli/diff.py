@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING
 
 from fused.cid import format_cid, parse_cid
 from fused.cli.exits import Exit
 from fused.cli.options import add_json, add_progress
-from fused.cli.output import painter, print_json, printable
+from fused.cli.output import JsonList, painter, printable
 from fused.cli.source import Tree, add_source, cid_text, parse_tree, quoted, with_store
 from fused.errors import NotMounted, UsageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import AsyncGenerator
 
     from fused.cid import CID
     from fused.control import Json
@@ -60,26 +62,32 @@ def run(args: argparse.Namespace) -> int:
     after = parse_tree(args.after, args) if args.after else Tree(_live(args), before.path)
 
     async def work(store: EmbeddedStore) -> int:
-        from fused.view.compare import ChangeKind, compare
+        from fused.view.compare import compare
 
         old, new = await _find(store, before), await _find(store, after)
-        paint = painter(sys.stdout)
-        objects: list[Json] = []
-        different = False
+        head = {"before": format_cid(before.cid), "after": format_cid(after.cid), "changes": None}
+        array = JsonList(json.dumps(head).removesuffix("null}"), "}") if args.json and not args.quiet else nullcontext()
         async with aclosing(compare(store, old, new)) as changes:
-            async for change in changes:
-                if args.no_metadata and change.kind is ChangeKind.METADATA:
-                    continue
-                different = True
-                if args.quiet:
-                    break
-                if args.json:
-                    objects.append(_object(change))
-                else:
-                    print(paint(_COLOURS[change.kind.value], _line(change)))
-        if args.json and not args.quiet:
-            print_json({"before": format_cid(before.cid), "after": format_cid(after.cid), "changes": objects})
+            with array as objects:
+                different = await show(changes, objects)
         return Exit.FAILED if different else Exit.OK
+
+    async def show(changes: AsyncGenerator[Change], objects: JsonList | None) -> bool:
+        from fused.view.compare import ChangeKind
+
+        paint = painter(sys.stdout)
+        different = False
+        async for change in changes:
+            if args.no_metadata and change.kind is ChangeKind.METADATA:
+                continue
+            different = True
+            if args.quiet:
+                break
+            if objects is not None:
+                objects.add(_object(change))
+            else:
+                print(paint(_COLOURS[change.kind.value], _line(change)))
+        return different
 
     return with_store(args, work)
 

@@ -7,12 +7,12 @@ import os
 import stat
 import sys
 import time
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
 from fused.cli.exits import Exit
-from fused.cli.output import print_json, printable, table
+from fused.cli.output import JsonList, printable, table
 from fused.cli.source import Tree, add_source, cid_text, parse_tree, quoted, with_store
 
 if TYPE_CHECKING:
@@ -67,24 +67,27 @@ def run(args: argparse.Namespace) -> int:
     trees = [parse_tree(text, args) for text in args.tree]
 
     async def work(store: EmbeddedStore) -> int:
-        objects: list[Json] = []
+        with JsonList() if args.json else nullcontext() as objects:
+            await show(store, objects)
+        return Exit.OK
+
+    async def show(store: EmbeddedStore, objects: JsonList | None) -> None:
         for at, tree in enumerate(trees):
             if len(trees) > 1 and not (args.json or args.null):
                 print(f"{chr(10) if at else ''}{args.tree[at]}:")
             batch: list[tuple[Names, Node, str | None]] = []
             async with aclosing(_entries(store, tree, args.recursive, args.directory)) as entries:
                 async for path, node in entries:
-                    batch.append((path, node, await _link_text(store, node)))
-                    if len(batch) == _AT_ONCE and not args.json:
+                    entry = (path, node, await _link_text(store, node))
+                    if objects is not None:
+                        objects.add(_object(*entry))
+                        continue
+                    batch.append(entry)
+                    if len(batch) == _AT_ONCE:
                         _print(batch, args)
                         batch = []
-            if args.json:
-                objects += [_object(*entry) for entry in batch]
-            else:
+            if objects is None:
                 _print(batch, args)
-        if args.json:
-            print_json(objects)
-        return Exit.OK
 
     return with_store(args, work)
 

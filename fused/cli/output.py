@@ -37,6 +37,30 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
+class JsonList:
+    """A JSON array on standard output, each item as it comes: a listing may be longer than memory. A context manager.
+
+    `before` and `after` are what stands around the array. After an error the array is not ended.
+    """
+
+    def __init__(self, before: str = "", after: str = "") -> None:
+        self._before = before
+        self._after = after
+        self._items = 0
+
+    def __enter__(self) -> JsonList:
+        return self
+
+    def add(self, item: object) -> None:
+        """Print one more."""
+        print((self._before + "[" if self._items == 0 else ", ") + json.dumps(item), end="")
+        self._items += 1
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            print(("" if self._items else self._before + "[") + "]" + self._after)
+
+
 def human_bytes(count: int) -> str:
     """`count` bytes in the largest unit that leaves at least 1, with one decimal from KiB on."""
     size = float(count)

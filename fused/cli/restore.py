@@ -61,6 +61,9 @@ Existing things that differ stop it: they are listed, nothing at all is changed,
 of a file has to be removed by hand. Existing directories keep their mode and times unless --overwrite is given,
 or the directory restored to is empty.
 
+Of a snapshot that no mount with this store has taken, set-ID bits, devices, owners, and attributes other than
+user.* are left out, and that is said: somebody else chose them. --trust restores them, as far as your rights go.
+
 Exit codes: 0 all of it is there and synced to disk; 1 something is not, and is named; more: trouble.
 """
     parser.add_argument("snapshot", metavar="SNAPSHOT[/PATH]", help="what to restore; `latest` is the newest snapshot")
@@ -70,6 +73,9 @@ Exit codes: 0 all of it is there and synced to disk; 1 something is not, and is 
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what exists and differs")
     parser.add_argument("-n", "--dry-run", action="store_true", help="change nothing, say what would be done")
+    parser.add_argument(
+        "--trust", action="store_true", help="also what is privileged in a snapshot that is not your own"
+    )
     add_json(parser)
     add_progress(parser)
     add_source(parser)
@@ -113,9 +119,12 @@ async def _restore(
             f"{args.snapshot} is not a directory; name it as a path: ipfsfs restore {format_cid(tree.cid)} "
             f"{quoted(tree.path)}"
         )
+    trusted = args.trust or any(pin.cid == tree.cid for pin in await store.pins())
     with (
         Progress(args.progress) as progress,
-        Restore(store, node, destination, paths, overwrite=args.overwrite, on_progress=progress) as restore,
+        Restore(
+            store, node, destination, paths, overwrite=args.overwrite, trusted=trusted, on_progress=progress
+        ) as restore,
     ):
         plan = await restore.plan()
         stopped = bool(plan.blocked or (plan.conflicts and not args.overwrite))

@@ -14,6 +14,7 @@ import trio
 
 from fused.cid import RAW, codec_of
 from fused.dag import walk
+from fused.errors import DagError
 from fused.view.tasks import single_error
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ async def read(blocks: Blocks, root: CID, offset: int, length: int) -> bytes:
 
 
 async def size_of(blocks: Blocks, root: CID) -> int:
-    """The bytes in the file at `root`."""
-    return (await walk.stat_node(blocks.get, root)).size
+    """The bytes in the file at `root`. Raises DagError if it is something else: a directory is no empty file."""
+    kind, size = await walk.stat_node(blocks.get, root)
+    if kind != "file":
+        raise DagError(f"a {kind} where a file should be", root)
+    return size
 
 
 @asynccontextmanager
@@ -71,6 +75,8 @@ class Stream:
         self._next = start
         self._asked = start
         self._end = end
+        self.size = end - start
+        """Bytes that will come."""
         self._arrived: dict[int, bytes | Exception] = {}
         self._waiting: trio.Event | None = None
         self._in_flight = 0

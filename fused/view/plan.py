@@ -19,7 +19,7 @@ from fused.cid import RAW, codec_of
 from fused.dag import walk as dag_walk
 from fused.dag.content import Leaf
 from fused.dag.seal import Seal, plain_seal
-from fused.errors import DagError, PathNotInDag
+from fused.errors import DagError, PathNotInDag, RestoreFailed
 from fused.view import content
 from fused.view.directory import Blocks, Names, Node, find, looked_up, shown, walk
 
@@ -79,6 +79,8 @@ class Plan:
     skipped: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     bytes_to_write: int = 0
+    keys: dict[Names, tuple[int, int]] = field(default_factory=dict)
+    """Of what has the stored content and other attributes: which inode it was that was compared."""
     leaders: dict[int, Names] = field(default_factory=dict)
     """Of each hard-linked file, by its number: the name that the others become links to."""
     adopt_root: bool = False
@@ -121,8 +123,15 @@ async def selected(blocks: Blocks, root: Node, paths: Sequence[Names]) -> AsyncG
 class Planner:
     """Decides entry by entry. `target` is None if the target does not exist."""
 
-    def __init__(self, blocks: Blocks, target: Target | None, *, whole: bool, seal: Seal = plain_seal) -> None:
-        """`whole`: no paths were named, so the target itself stands for the stored root."""
+    def __init__(
+        self, blocks: Blocks, target: Target | None, *, whole: bool, room: int | None = None, seal: Seal = plain_seal
+    ) -> None:
+        """`whole`: no paths were named, so the target itself stands for the stored root.
+
+        `room`: as many new entries fit in there, None if that is not known. A few blocks can stand for any number.
+        """
+        self._room = room
+        self._new = 0
         self._blocks = blocks
         self._target = target
         self._seal = seal
@@ -144,6 +153,11 @@ class Planner:
             plan.skipped.append(Finding(entry.path, "its content is not in the snapshot"))
             return
         situation = await self._decide(entry)
+        self._new += situation is Situation.NEW
+        if self._room is not None and self._new > self._room:
+            raise RestoreFailed(
+                f"there is room for {self._room:,} files, and the snapshot has more; nothing was changed"
+            )
         if situation is not Situation.NEW:
             plan.situations[entry.path] = situation
         group = attrs.hardlink if attrs is not None else None
@@ -188,6 +202,7 @@ class Planner:
             self._lead(attrs.hardlink, entry)
         if differing := target.attribute_differences(entry.path, st, attrs):
             self._plan.conflicts.append(Finding(entry.path, f"has another {', '.join(differing)}"))
+            self._plan.keys[entry.path] = (st.st_dev, st.st_ino)
             return Situation.ATTRIBUTES
         return Situation.SAME
 
@@ -216,9 +231,11 @@ class Planner:
             return ""
         try:
             fd = target.open_for_reading(entry.path)
-        except PermissionError:
+        except OSError:
             return "can't be read here"
         try:
+            if not os.path.samestat(os.fstat(fd), st):
+                return "changes while it is compared"
             same = await same_content(self._blocks, node, fd, self._seal)
         finally:
             os.close(fd)

@@ -25,7 +25,7 @@ from fused.errors import DagError, RestoreFailed, StoreError, StoreUnavailable
 from fused.view import content
 from fused.view.directory import shown
 from fused.view.plan import Entry, Finding, Plan, Planner, Situation, selected
-from fused.view.target import OWNER_NOT_SET, XATTR_NOT_SET, NewFile, Skipped, Target
+from fused.view.target import NOT_TRUSTED, OWNER_NOT_SET, XATTR_NOT_SET, Key, NewFile, Skipped, Target
 from fused.view.tasks import single_error
 
 if TYPE_CHECKING:
@@ -81,9 +81,14 @@ class Restore:
         paths: Sequence[Names] = (),
         *,
         overwrite: bool = False,
+        trusted: bool = True,
         on_progress: Progress = lambda phase, done, total, unit: None,
     ) -> None:
-        """`paths` are the parts to restore; none means all."""
+        """`paths` are the parts to restore; none means all.
+
+        Unless `trusted`, no set-ID bits, devices, owners and privileged xattrs: they are whoever made the tree's.
+        """
+        self._trusted = trusted
         self._blocks = blocks
         self._root = root
         self._destination = destination
@@ -92,11 +97,11 @@ class Restore:
         self._on_progress = on_progress
         self._target: Target | None = None
         self._report = Report()
-        self._finish: list[tuple[Names, Attrs | None]] = []
+        self._finish: list[tuple[Names, Attrs | None, Key]] = []
 
     def __enter__(self) -> Restore:
         try:
-            self._target = Target(self._destination)
+            self._target = Target(self._destination, trusted=self._trusted)
         except FileNotFoundError:
             self._target = None
         return self
@@ -107,7 +112,7 @@ class Restore:
 
     async def plan(self) -> Plan:
         """Look at everything, write nothing."""
-        planner = Planner(self._blocks, self._target, whole=not self._paths)
+        planner = Planner(self._blocks, self._target, whole=not self._paths, room=_room(self._destination))
         seen = 0
 
         def count() -> None:
@@ -127,7 +132,7 @@ class Restore:
         """
         if self._target is None:
             os.makedirs(self._destination, exist_ok=True)
-            self._target = Target(self._destination)
+            self._target = Target(self._destination, trusted=self._trusted)
         target = self._target
         self._report.skipped += plan.skipped
         send, receive = trio.open_memory_channel[list[_Work]](1)
@@ -186,6 +191,7 @@ class Restore:
                     work = work._replace(content=await dag_walk.read_link(self._blocks.get, cid))
                 elif cid in wanted:
                     data = blocks[cid] if cid in blocks else await self._blocks.get(cid)
+                    _check_size(work.entry.node, len(data))
                     work = work._replace(content=data)
             except StoreUnavailable:
                 raise
@@ -223,12 +229,12 @@ class Restore:
             new = path != () and target.make_directory(path, replace=replace)
             adopted = path == () and plan.adopt_root
             if new or adopted or (self._overwrite and not ancestor and attrs is not None):
-                self._finish.append((path, attrs))
+                self._finish.append((path, attrs, target.key(path)))
             self._report.restored["dir"] += new
             return
         if situation is Situation.ATTRIBUTES:
             if attrs is not None:
-                target.set_attributes(path, attrs)
+                target.set_attributes(path, attrs, plan.keys[path])
         elif (leader := _leader(work, plan)) is not None:
             target.make_hard_link(leader, path, replace=replace)
             self._report.restored["hardlink"] += 1
@@ -256,6 +262,8 @@ class Restore:
         try:
             file = await trio.to_thread.run_sync(target.new_file, path)
             async with content.open_stream(self._blocks, node.cid) as chunks:
+                _check_size(node, chunks.size)
+                await trio.to_thread.run_sync(file.expect, chunks.size)
                 async for chunk in chunks:
                     await trio.to_thread.run_sync(file.write, chunk)
                     self._report.bytes_written += len(chunk)
@@ -290,12 +298,12 @@ class Restore:
 
     def _finish_directories(self, target: Target) -> None:
         """Set the directories' attributes, the innermost first: everything made in one moves its mtime."""
-        for path, attrs in reversed(self._finish):
+        for path, attrs, key in reversed(self._finish):
             try:
                 if attrs is not None:
-                    target.set_attributes(path, attrs)
+                    target.set_attributes(path, attrs, key)
                 else:
-                    target.set_default_mode(path)
+                    target.set_default_mode(path, key)
             except OSError as e:
                 self._report.failed.append(Finding(path, e.strerror or str(e)))
 
@@ -305,6 +313,21 @@ def _is_small(entry: Entry) -> bool:
     return (
         node.kind == "file" and node.cid is not None and codec_of(node.cid) == RAW and (node.size or 0) <= _SMALL_BYTES
     )
+
+
+def _check_size(node: Node, size: int) -> None:
+    """Refuse content that is not as long as the attributes beside it say. A plain tree's claim is a mere hint."""
+    if node.attrs is not None and size != node.size:
+        raise DagError(f"a file of {size} bytes where the snapshot's metadata says {node.size}", node.cid)
+
+
+def _room(destination: str) -> int | None:
+    """How many files can be made in `destination`, which need not exist; None if the file system has no limit."""
+    place = os.path.abspath(destination)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    found = os.statvfs(place)
+    return found.f_favail if found.f_files else None
 
 
 def _leader(work: _Work, plan: Plan) -> Names | None:
@@ -326,4 +349,9 @@ def _notes(target: Target) -> list[str]:
         notes.append(f"{count} entries belong to you instead of their owners: only root can give files away")
     if count := target.notes[XATTR_NOT_SET]:
         notes.append(f"{count} extended attributes were not set: this file system or your rights don't allow it")
+    if count := target.notes[NOT_TRUSTED]:
+        notes.append(
+            f"{count} owners, set-ID bits or privileged attributes were left out: none of your mounts has taken this "
+            "snapshot; --trust restores them"
+        )
     return notes

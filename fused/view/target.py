@@ -9,7 +9,10 @@ Nothing here knows of CIDs. Three rules hold for every method:
   RENAME_NOREPLACE. Content that replaces other content is fsynced first, because a power cut
   after the rename must not take both.
 - What the caller may not do (give files away, make devices, set a privileged xattr) is counted in
-  `notes` and the rest goes on.
+  `notes` and the rest goes on. So is what a tree that is not trusted may not bring: whoever made it chose the owners,
+  set-ID bits, devices and attributes such as security.capability, and would get a program of his run as another user.
+- Attributes are given to the inode that was made or compared, not to what has its name by now: whoever else may
+  write to the directory could otherwise have his file swapped for one of ours, and be given that.
 
 Not safe for use by several threads at once: it caches descriptors.
 """
@@ -44,6 +47,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 OWNER_NOT_SET = "owner"
 XATTR_NOT_SET = "xattr"
+NOT_TRUSTED = "trust"
+
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+
+Key = tuple[int, int]
+"""Device and inode number."""
 
 
 class Skipped(Exception):
@@ -53,8 +62,12 @@ class Skipped(Exception):
 class Target:
     """An open target directory. `close()` it. Raises OSError of the system call that failed, as it is."""
 
-    def __init__(self, path: str | bytes) -> None:
-        """Open the directory `path`; a symlink is followed here, and only here: the user named it."""
+    def __init__(self, path: str | bytes, *, trusted: bool = True) -> None:
+        """Open the directory `path`; a symlink is followed here, and only here: the user named it.
+
+        `trusted`: what is restored was stored from here, so its owners and privileges are.
+        """
+        self._trusted = trusted
         self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._open: OrderedDict[Names, int] = OrderedDict()
         self.notes: Counter[str] = Counter()
@@ -129,7 +142,16 @@ class Target:
 
     def open_for_reading(self, path: Names) -> int:
         """A descriptor of the regular file at `path`, which the caller closes."""
-        return layer.open_at(self.directory(path[:-1]), component(path[-1]), os.O_RDONLY)
+        fd = layer.open_at(self.directory(path[:-1]), component(path[-1]), os.O_RDONLY)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise _swapped()
+        return fd
+
+    def key(self, path: Names) -> Key:
+        """Which inode the directory `path` is."""
+        st = os.fstat(self.directory(path))
+        return (st.st_dev, st.st_ino)
 
     def attribute_differences(self, path: Names, st: os.stat_result, attrs: Attrs) -> list[str]:
         """Which attributes of the thing at `path` are not as in `attrs`, of those that we could change.
@@ -140,8 +162,8 @@ class Target:
         differences = []
         link = stat.S_ISLNK(st.st_mode)
         mode = attrs.mode
-        if not self._may_own(attrs.uid) and st.st_uid != attrs.uid:
-            mode &= ~0o6000
+        if not self._trusted or (not self._may_own(attrs.uid) and st.st_uid != attrs.uid):
+            mode &= ~_SET_ID
         if not link and stat.S_IMODE(st.st_mode) != mode:
             differences.append("mode")
         if self._may_own(attrs.uid) and st.st_uid != attrs.uid:
@@ -155,10 +177,10 @@ class Target:
         return differences
 
     def _may_own(self, uid: int) -> bool:
-        return self._is_root or uid == os.geteuid()
+        return self._trusted and (self._is_root or uid == os.geteuid())
 
     def _may_group(self, gid: int) -> bool:
-        return self._is_root or gid in self._groups
+        return self._trusted and (self._is_root or gid in self._groups)
 
     def _settable(self, xattrs: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         return {name: value for name, value in xattrs if name.startswith(b"user.")}
@@ -212,27 +234,45 @@ class Target:
 
     def make_symlink(self, path: Names, text: bytes, attrs: Attrs | None, *, replace: bool) -> None:
         """Make a symlink with its owner and times. Raises FileExistsError without `replace`."""
-        self._make(path, lambda parent, name: os.symlink(text, name, dir_fd=parent), attrs, replace)
+        self._make(path, lambda parent, name: os.symlink(text, name, dir_fd=parent), stat.S_IFLNK, 0, attrs, replace)
 
     def make_special(self, path: Names, attrs: Attrs, *, replace: bool) -> None:
         """Make the fifo, socket or device that `attrs` describes.
 
         Raises Skipped where the system does not let us, FileExistsError without `replace`.
         """
-        mode = _SPECIAL_TYPES[attrs.kind] | 0o600
+        kind = _SPECIAL_TYPES[attrs.kind]
+        if attrs.kind in ("chr", "blk") and not self._trusted:
+            raise Skipped(f"is a {_SPECIAL_NAMES[attrs.kind]}, and this tree is not one of your own; --trust makes it")
+
+        def create(parent: int, name: bytes) -> None:
+            os.mknod(name, kind | 0o600, attrs.rdev, dir_fd=parent)
+
         try:
-            self._make(path, lambda parent, name: os.mknod(name, mode, attrs.rdev, dir_fd=parent), attrs, replace)
+            self._make(path, create, kind, attrs.rdev, attrs, replace)
         except PermissionError as e:
             raise Skipped(f"making a {_SPECIAL_NAMES[attrs.kind]} is not permitted here") from e
 
-    def _make(self, path: Names, create: Callable[[int, bytes], None], attrs: Attrs | None, replace: bool) -> None:
-        """Create under a temporary name, set the attributes, rename."""
+    def _make(
+        self,
+        path: Names,
+        create: Callable[[int, bytes], None],
+        kind: int,
+        rdev: int,
+        attrs: Attrs | None,
+        replace: bool,
+    ) -> None:
+        """Create under a temporary name, set the attributes, rename. `kind` and `rdev` are those of what is created."""
         parent, name, temporary = self.directory(path[:-1]), component(path[-1]), _temporary_name()
         create(parent, temporary)
         try:
             if attrs is not None:
                 fd = layer.open_path(parent, temporary)
                 try:
+                    st = os.fstat(fd)
+                    made = (stat.S_IFMT(st.st_mode), st.st_uid, st.st_nlink) == (kind, os.geteuid(), 1)
+                    if not made or (rdev and st.st_rdev != rdev):
+                        raise _swapped()
                     self._attributes(layer.proc_path(fd), attrs)
                 finally:
                     os.close(fd)
@@ -257,12 +297,14 @@ class Target:
         finally:
             os.close(parent)
 
-    def set_attributes(self, path: Names, attrs: Attrs) -> None:
-        """Give what exists at `path` the attributes `attrs`."""
+    def set_attributes(self, path: Names, attrs: Attrs, key: Key) -> None:
+        """Give what exists at `path`, the inode `key`, the attributes `attrs`."""
         fd = self._handle(path)
         try:
             place = layer.proc_path(fd)
             st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) != key:
+                raise _swapped()
             present = self._xattrs(path, st) or {}
             extra = sorted(present.keys() - dict(attrs.xattrs).keys())
             if (extra or attrs.xattrs) and not self._is_root:
@@ -273,10 +315,13 @@ class Target:
         finally:
             os.close(fd)
 
-    def set_default_mode(self, path: Names) -> None:
-        """Open a directory that we made to whom the umask lets in: the stored tree says nothing about it."""
+    def set_default_mode(self, path: Names, key: Key) -> None:
+        """Open the directory `key` that we made to whom the umask lets in: the stored tree says nothing about it."""
         fd = self._handle(path)
         try:
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) != key:
+                raise _swapped()
             os.chmod(layer.proc_path(fd), 0o777 & ~self.umask)
         finally:
             os.close(fd)
@@ -288,16 +333,21 @@ class Target:
         which the final mode may not give; everything but utime changes a time.
         """
         owned = self._own(attrs, place)
+        kept_back = not self._trusted and attrs.mode & _SET_ID != 0 and attrs.kind != "link"
         for name, value in attrs.xattrs:
+            if not self._trusted and not name.startswith(b"user."):
+                kept_back = True
+                continue
             try:
                 layer.set_xattr(place, name, value)
             except OSError as e:
                 if e.errno not in (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL):
                     raise
                 self.notes[XATTR_NOT_SET] += 1
+        self.notes[NOT_TRUSTED] += kept_back
         if attrs.kind != "link":
             # A program that runs as whoever restored it, not as its owner, is a trap (GNU cp -p does the same).
-            os.chmod(place, attrs.mode if owned else attrs.mode & ~0o6000)
+            os.chmod(place, attrs.mode if owned and self._trusted else attrs.mode & ~_SET_ID)
         layer.set_times(place, time.time_ns(), attrs.mtime_ns)
 
     def _own(self, attrs: Attrs, place: layer.Target) -> bool:
@@ -305,6 +355,9 @@ class Target:
         st = os.stat(place)
         if (st.st_uid, st.st_gid) == (attrs.uid, attrs.gid):
             return True
+        if not self._trusted:
+            self.notes[NOT_TRUSTED] += 1
+            return False
         try:
             os.chown(place, attrs.uid, attrs.gid)
             return True
@@ -332,6 +385,10 @@ class NewFile:
             os.close(self._parent)
             raise
         self._size = 0
+
+    def expect(self, size: int) -> None:
+        """Say how many bytes will come, so that what no file here can hold fails before the first of them."""
+        os.ftruncate(self._fd, size)
 
     def write(self, chunk: bytes) -> None:
         """Append `chunk`. A MiB of zeros becomes a hole, so that a sparse file does not fill the disk."""
@@ -392,6 +449,10 @@ def component(name: bytes) -> bytes:
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         raise DagError(f"the name {name!r} can't be the name of a file")
     return name
+
+
+def _swapped() -> OSError:
+    return OSError(errno.ESTALE, "somebody else put something else there meanwhile, so it was left alone")
 
 
 def put_in_place(parent: int, temporary: bytes, name: bytes, *, replace: bool) -> None:
