@@ -10,15 +10,19 @@ of a FUSE file system and do not wait for it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 from fused.cli.output import say
 from fused.control import call
+from fused.local.layer import open_beneath
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fused.cli.target import Target
 
 
@@ -32,16 +36,26 @@ def flush(target: Target) -> None:
     try:
         device = os.fstat(root).st_dev
         for path in cast("list[str]", call(target.state_dir, "writers")["paths"]):
-            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _elsewhere():
                 _fsync(root, device, path)
         _syncfs(root)
     finally:
         os.close(root)
 
 
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """A path that leads through a link, or out of the mount, is of no file that the daemon has open."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ELOOP, errno.EXDEV):
+            raise
+
+
 def _fsync(root: int, device: int, path: str) -> None:
     """Fsync one file. The path may lead elsewhere by now, so what it leads to is looked at before it is opened."""
-    place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    place = open_beneath(root, os.fsencode(path), os.O_PATH)
     try:
         st = os.fstat(place)
         if not stat.S_ISREG(st.st_mode) or st.st_dev != device:

@@ -45,7 +45,11 @@ class Excludes:
 
 
 def read_ignore_file(root_fd: int) -> list[str]:
-    """The lines of `.ipfsfsignore`; none if there is no such file, or nothing that can be read as one."""
+    """The lines of `.ipfsfsignore`; none if there is no such file, or nothing that can be read as one.
+
+    None either if somebody else made it than who may say what is stored: us, root, the directory's owner. Where
+    everybody may make files, others' would not be stored, and a pattern can be made to take hours to match.
+    """
     try:
         fd = os.open(IGNORE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as exc:
@@ -53,6 +57,8 @@ def read_ignore_file(root_fd: int) -> list[str]:
             return []
         raise
     try:
+        if os.fstat(fd).st_uid not in (0, os.geteuid(), os.fstat(root_fd).st_uid):
+            return []
         content = os.pread(fd, MAX_IGNORE_FILE, 0)
     except IsADirectoryError:
         return []

@@ -145,24 +145,29 @@ def count_below(child: Child, dir_fd: int) -> tuple[int, int]:
     if not stat_.S_ISDIR(child.st.st_mode):
         return 0, 0
     files = size = 0
+    stack = [(dir_fd, iter([child.name]))]  # not os.fwalk: it opens what a name leads to before it looks
     try:
-        fd = open_dir(child.name, dir_fd)
-    except OSError:
-        return 0, 0
-    try:
-        # fwalk opens one directory at a time, relative to its parent, and follows no links.
-        for _, _, names, at in os.fwalk(b".", dir_fd=fd):
-            for name in names:
-                try:
-                    st = os.stat(name, dir_fd=at, follow_symlinks=False)
-                except OSError:
-                    continue
+        while stack:
+            fd, names = stack[-1]
+            name = next(names, None)
+            if name is None:
+                stack.pop()
+                if stack:
+                    os.close(fd)
+                continue
+            try:
+                st = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if stat_.S_ISREG(st.st_mode):
                     files, size = files + 1, size + st.st_size
-    except OSError as exc:
-        log.debug("excluded files not counted: %s", exc)
+                elif stat_.S_ISDIR(st.st_mode):
+                    below = open_dir(name, fd)
+                    stack.append((below, iter([])))
+                    stack[-1] = (below, iter([os.fsencode(entry) for entry in os.listdir(below)]))
+            except OSError as exc:
+                log.debug("excluded files not counted: %s", exc)
     finally:
-        os.close(fd)
+        for fd, _ in stack[1:]:
+            os.close(fd)
     return files, size
 
 

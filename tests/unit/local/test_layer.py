@@ -109,3 +109,36 @@ def test_write_all_writes_at_the_offset(tmp_path: Path, dir_fd: int) -> None:
     assert layer.write_all(fd, b"head", 0) == 4
     assert os.pread(fd, 100, 0) == b"head\0tail"
     os.close(fd)
+
+
+@pytest.fixture(params=["openat2", "step by step"])
+def open_beneath(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Both ways to open a path of several names; the second is for kernels without the system call."""
+    if request.param == "step by step":
+        return layer._open_step_by_step
+    return layer.open_beneath
+
+
+def test_path_of_several_names_is_opened_beneath_its_directory_only(
+    tmp_path: Path,
+    dir_fd: int,
+    open_beneath,  # type: ignore[no-untyped-def]
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_text("content")
+    (tmp_path / "inside").symlink_to("a/b/file")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "root").symlink_to("/")
+    os.close(open_beneath(dir_fd, b"a/b/file", os.O_PATH))
+    fd = open_beneath(dir_fd, b"a/b/file", os.O_RDONLY)
+    assert os.read(fd, 10) == b"content"
+    os.close(fd)
+    for path in (b"inside", b"a/up/a/b/file", b"../x", b"a/../../x", b"/etc/passwd", b"root/etc/passwd"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            os.close(open_beneath(dir_fd, path, os.O_RDONLY))
+        assert caught.value.errno in (errno.ELOOP, errno.EXDEV, errno.ENOTDIR), path
+    proc = os.open("/proc/self", os.O_RDONLY)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        os.close(open_beneath(proc, b"fd/%d/a" % dir_fd, os.O_PATH))
+    assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR), "a magic link is a link"
+    os.close(proc)
