@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-test mount lint types check test test-unit test-kernel test-kubo soak clean
+.PHONY: help install install-test mount lint types check test test-unit test-kernel test-kubo soak fuzz clean
 
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
@@ -17,6 +17,7 @@ help:
 	@echo 'make check                       lint, types, unit tests: under a minute'
 	@echo 'make test-unit | test-kernel | test-kubo'
 	@echo 'make soak                        the property tests, many more cases'
+	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
 
 # --- installing -------------------------------------------------------------------------------------------------
@@ -77,6 +78,18 @@ test-kubo: install-test
 
 soak: install-test
 	@IPFSFS_TEST_PROFILE=soak $(PYTEST) tests/property
+
+FUZZ_SECONDS ?= 240
+FUZZ_TARGETS ?= dag_pb unixfs hamt dag dag_cbor xattrs cid_bytes cid_text control config settings
+
+$(VENV)/installed-fuzz: $(VENV)/installed-test
+	@echo 'Installing the fuzzer into $(VENV)'
+	@$(PIP) install --constraint constraints.txt --editable '.[fuzz]'
+	@touch $@
+
+# Not part of `make test`, which runs the same targets with fewer and tamer inputs (tests/property/test_fuzz_targets.py).
+fuzz: $(VENV)/installed-fuzz
+	@for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ipfsfs.egg-info

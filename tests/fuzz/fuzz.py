@@ -38,8 +38,10 @@ def main() -> None:
         f"-rss_limit_mb={MEMORY_MIB}",
         f"-artifact_prefix={corpus.parent}/{name}-",
         "-max_len=8192",
+        "-verbosity=0",
         "-print_final_stats=1",
     ]
+    print(f"fuzzing {name} for {seconds} s, from {len(list(corpus.iterdir()))} inputs in {corpus}", flush=True)
     atheris.Setup([sys.argv[0], *flags, str(corpus)], target)
     atheris.Fuzz()
 

@@ -16,6 +16,7 @@ from fused.cid import CID, DAG_CBOR, DAG_PB, RAW, cid_of, format_cid, parse_cid
 from fused.config import parse_config, parse_settings
 from fused.control import parse_answer, parse_request
 from fused.dag import dagcbor, walk
+from fused.dag.attrs import XattrsApart, encode_bytes
 from fused.dag.build import DirEntry, directory, file_root, symlink_node
 from fused.dag.chunker import CHUNK
 from fused.dag.dagpb import decode_node, encode_link, encode_node
@@ -121,6 +122,30 @@ def dag_cbor(data: bytes) -> None:
     with suppress(DagError):
         walk.links_of(cid, data)
     _read_tree({cid: data, LEAF.cid: LEAF.data}, cid)
+
+
+def xattrs(data: bytes) -> None:
+    """A list of extended attributes that is kept apart."""
+    root = cid_of(RAW, data)
+    attrs = {"kind": "dir", "mode": 0, "uid": 0, "gid": 0, "mtime": [0, 0], "xattrs": root}
+    block = dagcbor.encode({"attrs": attrs, "entries": []})
+    cid = cid_of(DAG_CBOR, block)
+    _read_tree({cid: block, root: data}, cid)
+
+    async def get(_: CID) -> bytes:
+        return data
+
+    async def read() -> None:
+        refusal: DagError | None = None
+        try:
+            pairs = await XattrsApart(get).read(root)
+            again = [[encode_bytes(name), encode_bytes(content)] for name, content in pairs]
+            assert dagcbor.encode(again) == data
+        except DagError as error:
+            refusal = error
+        assert refusal is None or refusal.cid == root
+
+    _finish(read())
 
 
 def cid_bytes(data: bytes) -> None:
@@ -246,6 +271,10 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "hamt": (hamt, [b"\x08\x02\x00\x03a\0b", b"\x03\x01\xffa\0b\0c"]),
     "dag": (dag, [_dag_seed((0, _with_link(_FILE)), (0, _with_link(_DIRECTORY)), (2, _with_link(_SNAPSHOT)))]),
     "dag_cbor": (dag_cbor, [*BLOCKS, b"\x81" * 40, b"\xa1aa\xd8*E\0\x01U\0\0"]),
+    "xattrs": (
+        xattrs,
+        [dagcbor.encode([["user.a", "b"], ["user.c", dagcbor.literal(b"\xff")]]), b"\x98\x18" + b"\x80" * 24],
+    ),
     "cid_bytes": (
         cid_bytes,
         [LEAF.cid, b"\x12\x20" + bytes(32), b"\x01\x55\x00\x03abc", b"\x01\x70\x13\x40" + bytes(64)],
