@@ -48,20 +48,8 @@ def run_as(uid: int, code: str, *arguments: object, groups: tuple[int, ...] = ()
 
 @pytest.fixture
 def enter(open_path: Path) -> Iterator[list[str]]:
-    """The start of a command line for a mount namespace where everybody may open /dev/fuse, as udev has it."""
-    script = 'mount --bind "$0" /dev/fuse && echo ready && exec sleep infinity'
-    node = open_path / "fuse"
-    os.mknod(node, 0o020666, os.stat("/dev/fuse").st_rdev)
-    node.chmod(0o666)
-    with subprocess.Popen(
-        namespace.command("sh", "-c", script, node, reachable=True), stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"ready\n"
-        process = f"/proc/{holder.pid}"
-        # The root as well: entering the name space leaves a chroot.
-        yield ["nsenter", f"--mount={process}/ns/mnt", f"--root={process}/root", "--"]
-        holder.kill()
+    with namespace.with_open_fuse(open_path / "fuse") as start:
+        yield start
 
 
 class UsersMount:

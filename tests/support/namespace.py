@@ -10,9 +10,12 @@ propagation can't be turned off on it (mount(2), EINVAL), and what is mounted mi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _CLONE_NEWNS = 0x00020000
@@ -25,6 +28,26 @@ def command(*words: str | os.PathLike[str], reachable: bool = False) -> list[str
     """The command line that runs `words` in a mount name space of its own. For root."""
     options = ["--reachable"] if reachable else []
     return [sys.executable, os.path.abspath(__file__), *options, *map(os.fspath, words)]
+
+
+@contextlib.contextmanager
+def with_open_fuse(node: Path) -> Iterator[list[str]]:
+    """The start of a command line for a mount name space where everybody may open /dev/fuse, as udev has it.
+
+    `node` is a device node to make, in a directory that goes away by itself.
+    """
+    script = 'mount --bind "$0" /dev/fuse && echo ready && exec sleep infinity'
+    os.mknod(node, 0o020666, os.stat("/dev/fuse").st_rdev)
+    node.chmod(0o666)
+    with subprocess.Popen(command("sh", "-c", script, node, reachable=True), stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"ready\n"
+            process = f"/proc/{holder.pid}"
+            # The root as well: entering the name space leaves a chroot.
+            yield ["nsenter", f"--mount={process}/ns/mnt", f"--root={process}/root", "--"]
+        finally:
+            holder.kill()
 
 
 def _check(result: int) -> None:
