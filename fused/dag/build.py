@@ -14,10 +14,11 @@ from fused.dag.dagpb import encode_link, encode_node
 from fused.dag.hamt import build_hamt
 from fused.dag.seal import Seal, plain_seal
 from fused.dag.unixfs import DIRECTORY_DATA, file_data, symlink_data
+from fused.leaves import runs_of
 from fused.types import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 LINKS_PER_NODE = 1024
 """Children of an inner file node."""
@@ -37,11 +38,21 @@ class DirEntry(NamedTuple):
     tsize: int
 
 
+class _Nodes(NamedTuple):
+    """Equal nodes beside each other on one level: each has so much content and so many bytes of DAG below it."""
+
+    cid: CID
+    content: int
+    tsize: int
+    times: int
+
+
 def file_root(leaves: Sequence[CID], size: int, seal: Seal = plain_seal) -> tuple[CID, list[Block], int]:
     """The balanced tree over a file's leaves: its root, the new blocks (children first), its tsize.
 
     `leaves` are the raw leaves of the CHUNK-sized pieces of a file of `size` bytes. A file of one piece is its
     leaf, and no block is made. An empty file is the empty raw leaf, which is made here if `leaves` is empty.
+    Nodes over nothing but the same leaf, as holes have them, are made once. A LeafList need not be spelled out.
     """
     blocks: list[Block] = []
     if not leaves and size == 0:
@@ -49,20 +60,47 @@ def file_root(leaves: Sequence[CID], size: int, seal: Seal = plain_seal) -> tupl
         return cid, [Block(cid, data)], len(data)
     if len(leaves) != chunk_count(size):
         raise ValueError(f"a file of {size} bytes has {chunk_count(size)} leaves, not {len(leaves)}")
-    # (cid, content bytes below, DAG bytes below) of each node of one level
-    level = [(cid, CHUNK, CHUNK) for cid in leaves]
-    level[-1] = (leaves[-1], rest := size - (len(leaves) - 1) * CHUNK, rest)
-    while len(level) > 1:
-        above = []
-        for start in range(0, len(level), LINKS_PER_NODE):
-            group = level[start : start + LINKS_PER_NODE]
-            links = [encode_link(cid, b"", tsize) for cid, _, tsize in group]
-            cid, data = seal(DAG_PB, encode_node(links, file_data([content for _, content, _ in group])))
-            blocks.append(Block(cid, data))
-            above.append((cid, sum(node[1] for node in group), len(data) + sum(node[2] for node in group)))
-        level = above
-    root, _, tsize = level[0]
-    return root, blocks, tsize
+    level = [_Nodes(cid, CHUNK, CHUNK, times) for cid, times in runs_of(leaves)]
+    rest = size - (len(leaves) - 1) * CHUNK
+    if rest != CHUNK:  # the last leaf is smaller
+        last = level.pop()
+        level += [last._replace(times=last.times - 1), _Nodes(last.cid, rest, rest, 1)]
+    while sum(nodes.times for nodes in level) > 1:
+        level = list(_level_above(level, blocks, seal))
+    return level[-1].cid, blocks, level[-1].tsize
+
+
+def _level_above(level: list[_Nodes], blocks: list[Block], seal: Seal) -> Iterator[_Nodes]:
+    """The nodes over `level`, filled from the left; their blocks go to `blocks`."""
+
+    def node(children: list[_Nodes], times: int) -> _Nodes:
+        links: list[bytes] = []
+        sizes: list[int] = []
+        for child in children:
+            links += [encode_link(child.cid, b"", child.tsize)] * child.times
+            sizes += [child.content] * child.times
+        cid, data = seal(DAG_PB, encode_node(links, file_data(sizes)))
+        blocks.append(Block(cid, data))
+        below = sum(child.tsize * child.times for child in children)
+        return _Nodes(cid, sum(sizes), len(data) + below, times)
+
+    children: list[_Nodes] = []
+    room = LINKS_PER_NODE
+    for nodes in level:
+        left = nodes.times
+        while left:
+            if room == LINKS_PER_NODE and left >= LINKS_PER_NODE:
+                yield node([nodes._replace(times=LINKS_PER_NODE)], left // LINKS_PER_NODE)
+                left %= LINKS_PER_NODE
+                continue
+            taken = min(left, room)
+            children.append(nodes._replace(times=taken))
+            left, room = left - taken, room - taken
+            if room == 0:
+                yield node(children, 1)
+                children, room = [], LINKS_PER_NODE
+    if children:
+        yield node(children, 1)
 
 
 def symlink_node(target: bytes, seal: Seal = plain_seal) -> tuple[CID, Block, int]:

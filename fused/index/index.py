@@ -7,6 +7,7 @@ SQLite notices while running surfaces as IndexDamaged; whoever owns the index th
 from __future__ import annotations
 
 import sqlite3
+import struct
 import threading
 from dataclasses import dataclass
 from functools import wraps
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from fused.cid import CID
 from fused.errors import IndexDamaged, IndexUnavailable
 from fused.index.schema import connect, row_sum, set_aside
+from fused.leaves import LeafList, runs_of
 from fused.types import Stat
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_RUN = struct.Struct(">BQ")
+"""Before a leaf that comes several times in a row: a zero, where a leaf has its length, and how often."""
 
 BATCH = 500
 """Values in one `IN (…)`; SQLite's own limit is 32,766."""
@@ -36,7 +41,7 @@ class FileMemo:
     racy: bool
     cid: CID
     tsize: int
-    leaves: tuple[CID, ...]
+    leaves: Sequence[CID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +77,31 @@ class SnapshotRow:
 
 def pack_leaves(leaves: Sequence[CID]) -> bytes | None:
     """Leaves as the column `leaves` has them."""
-    return b"".join(bytes([len(c)]) + c for c in leaves) if leaves else None
+    if not leaves:
+        return None
+    parts: list[bytes] = []
+    for cid, times in runs_of(leaves):
+        one = bytes([len(cid)]) + cid
+        parts += [one] * times if times <= 2 else [_RUN.pack(0, times), one]
+    return b"".join(parts)
 
 
-def unpack_leaves(packed: bytes | None) -> tuple[CID, ...]:
+def unpack_leaves(packed: bytes | None) -> Sequence[CID]:
     """The inverse of `pack_leaves`."""
-    leaves: list[CID] = []
+    if packed is None:
+        return ()
+    leaves = LeafList()
     at = 0
-    while packed is not None and at < len(packed):
+    times = 1
+    while at < len(packed):
+        if packed[at] == 0:
+            _, times = _RUN.unpack_from(packed, at)
+            at += _RUN.size
+            continue
         end = at + 1 + packed[at]
-        leaves.append(CID(packed[at + 1 : end]))
-        at = end
-    return tuple(leaves)
+        leaves.append(CID(packed[at + 1 : end]), times)
+        at, times = end, 1
+    return leaves
 
 
 def file_memo(row: Sequence[Any]) -> FileMemo | None:

@@ -41,7 +41,8 @@ CREATE TABLE files (
   racy INTEGER NOT NULL,         -- 1: hashed so soon after its ctime that a later change may show the same times
   cid BLOB NOT NULL,             -- root of the content
   tsize INTEGER NOT NULL,        -- cumulative size of its DAG, bytes, as a link to it says
-  leaves BLOB,                   -- CIDs of the leaves, a length byte before each; NULL: the root is the leaf
+  leaves BLOB,                   -- CIDs of the leaves, a length byte before each; NULL: the root is the leaf;
+                                 -- one that is repeated comes once, after a zero byte and the count, 8 bytes
   sum INTEGER NOT NULL
 );
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from fused.sync.frozen import ChangedTooFast
-from fused.sync.ingest import ingest, open_for_reading
+from fused.sync.ingest import MAX_SIZE, TooLarge, ingest, open_for_reading
 from fused.sync.visit import join, why_unreadable
 from fused.types import key_of
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 TRIES = 3
 """How often a file is captured anew that changed faster than its old content could be saved."""
 
+TOO_LARGE = f"is larger than {MAX_SIZE >> 40} TiB, the most that is stored of one file"
 TOO_FAST = "changes faster than it can be stored; it will be tried again"
 
 
@@ -83,6 +84,8 @@ class Capturer:
                 memo = self._capture(child, memos.get(child.st.st_ino), dir_fd)
             except OSError as exc:
                 skipped.append((join(path, child.name), why_unreadable(exc)))
+            except TooLarge:
+                skipped.append((join(path, child.name), TOO_LARGE))
             except ChangedTooFast:
                 skipped.append((join(path, child.name), TOO_FAST))
                 again = True

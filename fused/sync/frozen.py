@@ -10,10 +10,16 @@ import logging
 import os
 import stat as stat_
 import tempfile
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
 
-from fused.dag.chunker import CHUNK
+from fused.dag.chunker import CHUNK, chunk_count
 from fused.types import FileKey, Stat, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +65,6 @@ class DirtyFile:
             self.cut = later.cut if self.cut is None else min(self.cut, later.cut)
         self.fresh = self.fresh or later.fresh
         self.end = max(self.end, later.end)
-
-    def unchanged(self, index: int) -> bool:
-        """Whether chunk `index`, whole in the old and the new content, is the same in both."""
-        if self.fresh or self.chunks is None or index in self.chunks:
-            return False
-        return self.cut is None or (index + 1) * CHUNK <= self.cut
 
 
 class ListedEntry:
@@ -133,12 +133,15 @@ class FileCapture:
         self.size = st.st_size
         self._spill = spill
         self._saved: dict[int, bytes | tuple[int, int]] = {}
-        self._done: set[int] = set()
-        self._needed: set[int] | None = None
+        self._passed = 0  # chunks before this one have been read, or are not needed
+        self._needed: Sequence[range] = (range(chunk_count(self.size)),)
         self._broken = False
 
-    def need(self, chunks: set[int]) -> None:
-        """Tell which chunks will be read at all; writers need not save the others."""
+    def need(self, chunks: Sequence[range]) -> None:
+        """Tell which chunks will be read at all, in order and without overlap; writers need not save the others.
+
+        They have to be read, or passed by as holes, in this order.
+        """
         self._needed = chunks
 
     def read(self, fd: int, index: int) -> bytes:
@@ -152,26 +155,37 @@ class FileCapture:
                 break
             data += more
         saved = self._saved.get(index)
+        self._settle(index, saved)
         if saved is not None:
             data = self._spill.fetch(saved)
-        elif self._broken:
-            raise ChangedTooFast
-        else:
-            self._done.add(index)
         if len(data) != want:
             raise ChangedTooFast  # cut short behind our back, by somebody with a descriptor from before the mount
         return data
+
+    def hole(self, chunks: range) -> list[int]:
+        """The file was just found to have a hole at `chunks`: which of them were something else at its instant.
+
+        These are still to be read. Raises ChangedTooFast as `read` does.
+        """
+        # As with a chunk that was read: whoever wrote there before the hole was found has saved what was there.
+        saved = sorted(i for i in list(self._saved) if i in chunks)
+        self._settle(chunks[-1], None)
+        return saved
+
+    def _settle(self, index: int, saved: bytes | tuple[int, int] | None) -> None:
+        """Chunks up to `index` have been read, and `saved` of the last one: nobody has to save them any more."""
+        if saved is None and self._broken:
+            raise ChangedTooFast
+        self._passed = max(self._passed, index + 1)
 
     def save(self, fd: int, start: int, stop: int) -> None:
         """Save what bytes start…stop are now, where that is still needed. Trio thread, before the change."""
         stop = min(stop, self.size)
         if start >= stop or self._broken:
             return
-        wanted = [
-            i
-            for i in range(start // CHUNK, (stop - 1) // CHUNK + 1)
-            if i not in self._done and i not in self._saved and (self._needed is None or i in self._needed)
-        ]
+        unsaved = self._unsaved(start // CHUNK, (stop - 1) // CHUNK + 1)
+        # One more than there may be is enough to know: a file may have millions of chunks.
+        wanted = list(islice(unsaved, SAVED_AT_ONCE // CHUNK + 1))
         if not wanted:
             return
         if len(wanted) * CHUNK > SAVED_AT_ONCE or self._spill.total + len(wanted) * CHUNK > SAVED_AT_MOST:
@@ -184,6 +198,17 @@ class FileCapture:
         except OSError as exc:  # the disk is full, or the handle can't be read: the write must go on all the same
             log.debug("old content not saved: %s", exc)
             self._broken = True
+
+    def _unsaved(self, first: int, stop: int) -> Iterator[int]:
+        """Chunks of first…stop that will still be read and were not saved."""
+        first = max(first, self._passed)
+        needed = self._needed
+        for at in range(bisect_right(needed, first, key=lambda chunks: chunks.stop), len(needed)):
+            if needed[at].start >= stop:
+                return
+            for i in range(max(first, needed[at].start), min(stop, needed[at].stop)):
+                if i not in self._saved:
+                    yield i
 
 
 def list_directory(fd: int) -> list[ListedEntry]:

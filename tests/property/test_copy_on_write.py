@@ -19,6 +19,7 @@ from fused.dag.chunker import CHUNK
 from fused.dag.seal import plain_seal
 from fused.store.memory import MemoryStore
 from fused.sync import frozen as frozen_module
+from fused.sync import ingest as ingest_module
 from fused.sync.changes import ChangeLog
 from fused.sync.engine import Engine
 from tests.support.dagread import Tree, plain_tree, read_tree
@@ -90,6 +91,8 @@ async def test_snapshot_is_the_tree_of_its_instant(tmp_path: Path, seed: int, mo
     rng = random.Random(seed)
     if seed % 4 == 0:
         monkeypatch.setattr(frozen_module, "SAVED_IN_MEMORY", CHUNK)  # the temporary file takes its part
+    if seed % 3 == 0:
+        monkeypatch.setattr(ingest_module, "SPARSE_FROM", 1)  # holes are looked for in small files, too
     root, state = tmp_path / "covered", tmp_path / "state"
     state.mkdir()
     for directory in DIRS:
