@@ -24,6 +24,7 @@ from fused.dag import walk as dag_walk
 from fused.errors import DagError, RestoreFailed, StoreError, StoreUnavailable
 from fused.view import content
 from fused.view.directory import shown
+from fused.view.holes import DataRanges
 from fused.view.plan import Entry, Finding, Plan, Planner, Situation, selected
 from fused.view.target import NOT_TRUSTED, OWNER_NOT_SET, XATTR_NOT_SET, Key, NewFile, Skipped, Target
 from fused.view.tasks import single_error
@@ -261,13 +262,19 @@ class Restore:
         file: NewFile | None = None
         try:
             file = await trio.to_thread.run_sync(target.new_file, path)
-            async with content.open_stream(self._blocks, node.cid) as chunks:
-                _check_size(node, chunks.size)
-                await trio.to_thread.run_sync(file.expect, chunks.size)
-                async for chunk in chunks:
-                    await trio.to_thread.run_sync(file.write, chunk)
-                    self._report.bytes_written += len(chunk)
-                    self._on_progress("restoring", self._report.bytes_written, plan.bytes_to_write, "bytes")
+            size = await content.size_of(self._blocks, node.cid)
+            _check_size(node, size)
+            await trio.to_thread.run_sync(file.expect, size)
+            at = 0
+            async for data in DataRanges(self._blocks.get, node.cid, size):
+                self._skip(file, data.start - at, plan)
+                at = data.stop
+                async with content.open_stream(self._blocks, node.cid, data.start, len(data)) as chunks:
+                    async for chunk in chunks:
+                        await trio.to_thread.run_sync(file.write, chunk)
+                        self._report.bytes_written += len(chunk)
+                        self._on_progress("restoring", self._report.bytes_written, plan.bytes_to_write, "bytes")
+            self._skip(file, size - at, plan)
             replace = self._overwrite and work.situation is not Situation.NEW
             finished, file = file, None  # from here on it cleans up after itself
             await trio.to_thread.run_sync(lambda: finished.finish(node.attrs, replace=replace))
@@ -279,6 +286,11 @@ class Restore:
         finally:
             if file is not None:
                 file.discard()
+
+    def _skip(self, file: NewFile, size: int, plan: Plan) -> None:
+        file.skip(size)
+        self._report.bytes_written += size
+        self._on_progress("restoring", self._report.bytes_written, plan.bytes_to_write, "bytes")
 
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Note that one entry could not be restored; raise if no other could be either."""

@@ -402,6 +402,11 @@ class NewFile:
                 written = at + len(_ZEROS)
         self._write(memoryview(chunk)[written:])
 
+    def skip(self, size: int) -> None:
+        """Append a hole of `size` bytes."""
+        self._size += size
+        os.lseek(self._fd, size, os.SEEK_CUR)
+
     def _write(self, rest: memoryview) -> None:
         while rest:
             rest = rest[os.write(self._fd, rest) :]
