@@ -232,6 +232,21 @@ os.chmod(p, 0o6775); os.truncate(p, 0); print(first, written, stat.filemode(os.s
     assert shown.startswith("-rwsrwsr-x -rwxrwxr-x")
 
 
+def test_set_id_bits_stay_on_whatever_is_made_with_them(shared_mount: PlainMount, open_path: Path) -> None:
+    code = """
+os.umask(0); os.chdir(sys.argv[1])
+for kind in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
+    for mode in (0o4755, 0o2755, 0o6711, 0o2700):
+        os.mknod(f'{kind}-{mode}', kind | mode)
+        print(stat.filemode(os.stat(f'{kind}-{mode}').st_mode))
+"""
+    shown = run_as(ALICE, code, shared_mount.path)
+    (open_path / "plain").mkdir()
+    os.chown(open_path / "plain", ALICE, ALICE)
+    assert shown == run_as(ALICE, code, open_path / "plain")
+    assert "prwsr-xr-x" in shown
+
+
 def test_set_id_bits_go_on_a_private_mount_too(users_mount: UsersMount) -> None:
     code = """
 p = sys.argv[1]
