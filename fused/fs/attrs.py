@@ -80,15 +80,16 @@ class Attributes:
         return Entry(ino, self._reach.stat(self._inodes.get(ino)))
 
     def setattr(self, ino: int, new: NewAttrs) -> Entry:
-        """Change owner, mode and times, in this order: a change of owner takes the set-ID bits away."""
+        """Change owner, mode and times, in this order: a change of owner takes the set-ID bits away.
+
+        Nothing to change is what comes of a chown that leaves user and group as they are: it sets the ctime.
+        """
         inode = self._inodes.get(ino)
-        if not new.any:
-            return Entry(ino, self._reach.stat(inode))
         with self._reach.aim(inode) as aim:
             target = aim.target
             before = after = os.fstat(aim.fd)
             try:
-                if new.uid is not None or new.gid is not None:
+                if new.uid is not None or new.gid is not None or not new.any:
                     os.chown(target, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
                 if new.mode is not None:
                     os.chmod(target, stat.S_IMODE(new.mode))

@@ -161,6 +161,8 @@ class Handlers(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             late=fields.update_ctime,
         )
+        if fields.update_size and not new.any:
+            return _entry(self._attributes.getattr(inode))
         return _entry(self._attributes.setattr(inode, new))
 
     @handler

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.plainmount import PlainMount
+from tests.support.poll import wait_until
 
 MODES = [(), ("write_through",), ("allow_other",)]
 
@@ -198,6 +199,22 @@ def test_attributes_set_on_the_mount_are_those_of_the_plain_file(plain_mount: Pl
         assert (stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid) == (0o2640, 11, 22)
         assert (st.st_atime_ns, st.st_mtime_ns, st.st_size) == (123_456_789, 987_654_321, 7)
     assert os.getxattr(plain, "user.k") == b"v"
+
+
+def test_a_change_of_owner_to_what_it_is_sets_the_ctime(new_plain_mount: Callable[..., PlainMount]) -> None:
+    for options in MODES:
+        path = new_plain_mount(*options).path
+        (path / "file").touch()
+        (path / "dir").mkdir()
+        os.mkfifo(path / "fifo")
+        for name in ("file", "dir", "fifo"):
+            before = os.stat(path / name).st_ctime_ns
+
+            def chown_sets_it(name: str = name, before: int = before, path: Path = path) -> bool:
+                os.chown(path / name, -1, -1)
+                return os.stat(path / name).st_ctime_ns > before  # not within one tick of the kernel's clock
+
+            wait_until(chown_sets_it, f"new ctime of the {name}", 5)
 
 
 def test_mtime_and_size_of_a_file_being_written_are_right_at_once(plain_mount: PlainMount) -> None:
