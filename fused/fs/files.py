@@ -186,16 +186,22 @@ class Files:
         inode = self._inodes.get(ino)
         handle = self._writable_handle(inode, fh)
         if handle is not None:
-            self._truncate(handle.fd, inode, size)
+            self._resize(handle.fd, inode, size)
             return
         try:
             fd = self._reach.open(inode, os.O_RDWR)
         except PermissionError:
             fd = self._reach.open(inode, os.O_WRONLY)
         try:
-            self._truncate(fd, inode, size)
+            self._resize(fd, inode, size)
         finally:
             os.close(fd)
+
+    def _resize(self, fd: int, inode: Inode, size: int) -> None:
+        # With the write-back cache the kernel leaves the times alone if the size stays (Linux fs/fuse/dir.c,
+        # fuse_do_setattr), and does not ask for ours. ext4 would set them, and they would show at some later time.
+        if self._mtimes is None or os.fstat(fd).st_size != size:
+            self._truncate(fd, inode, size)
 
     def _writable_handle(self, inode: Inode, fh: int | None) -> FileHandle | None:
         if fh is not None:

@@ -217,6 +217,21 @@ def test_a_change_of_owner_to_what_it_is_sets_the_ctime(new_plain_mount: Callabl
             wait_until(chown_sets_it, f"new ctime of the {name}", 5)
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_truncating_to_the_same_size_leaves_mount_and_plain_file_with_one_mtime(
+    plain_mount: PlainMount, is_open: bool
+) -> None:
+    path = plain_mount.path / "f"
+    path.write_text("12345")
+    os.utime(path, ns=(1, 2))
+    fd = os.open(path, os.O_RDWR if is_open else os.O_RDONLY)
+    os.truncate(path, 5)
+    os.close(fd)
+    assert os.stat(path).st_mtime_ns == os.stat(plain_mount.plain / "f").st_mtime_ns == 2
+    os.truncate(path, 6)
+    assert os.stat(path).st_mtime_ns == os.stat(plain_mount.plain / "f").st_mtime_ns > 2
+
+
 def test_mtime_and_size_of_a_file_being_written_are_right_at_once(plain_mount: PlainMount) -> None:
     path = plain_mount.path / "f"
     begun = time.time_ns()
