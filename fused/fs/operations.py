@@ -134,7 +134,7 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        self._tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        self._tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, _caller(ctx))
 
     # Attributes
 

@@ -196,9 +196,17 @@ class Tree:
 
     # Moving
 
-    def rename(self, old_parent_ino: int, old: bytes, new_parent_ino: int, new: bytes, flags: int) -> None:
-        """`renameat2` with its flags RENAME_NOREPLACE and RENAME_EXCHANGE."""
-        if flags not in (0, layer.RENAME_NOREPLACE, layer.RENAME_EXCHANGE):
+    def rename(
+        self,
+        old_parent_ino: int,
+        old: bytes,
+        new_parent_ino: int,
+        new: bytes,
+        flags: int,
+        caller: Caller | None = None,
+    ) -> None:
+        """`renameat2` with its flags. RENAME_WHITEOUT leaves a device at the old name, which belongs to `caller`."""
+        if flags & ~(layer.RENAME_NOREPLACE | layer.RENAME_EXCHANGE | layer.RENAME_WHITEOUT):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         old_parent = self._inodes.get(old_parent_ino)
         new_parent = self._inodes.get(new_parent_ino)
@@ -212,7 +220,8 @@ class Tree:
         if replaced is not None and os.path.samestat(moved, replaced):
             layer.rename_at(old_fd, old, new_fd, new, flags)  # two names of one file: the host does nothing
             return
-        kept = layer.open_path(new_fd, new) if replaced is not None and flags == 0 else None
+        exchange = bool(flags & layer.RENAME_EXCHANGE)
+        kept = layer.open_path(new_fd, new) if replaced is not None and not exchange else None
         try:
             self._changes.before_remove(old_parent.key, old_fd, old, self.dirs_of(old_parent))
             if replaced is None:
@@ -226,9 +235,11 @@ class Tree:
             raise
         if replaced is not None and kept is not None:
             self._name_gone(replaced, kept, new_parent, new)
-        if replaced is not None and flags == layer.RENAME_EXCHANGE:
+        if replaced is not None and exchange:
             self._moved(replaced, new_parent, new, old_parent, old, old_fd)
         self._moved(moved, old_parent, old, new_parent, new, new_fd)
+        if flags & layer.RENAME_WHITEOUT and caller is not None:
+            self._new_owner.settle(old_fd, old, caller, stat.S_IFCHR)
 
     def _moved(
         self,

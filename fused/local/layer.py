@@ -19,6 +19,7 @@ import struct
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 
 Target = int | str
 

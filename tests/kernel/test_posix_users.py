@@ -247,6 +247,30 @@ for kind in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
     assert "prwsr-xr-x" in shown
 
 
+def test_renaming_with_a_whiteout_leaves_the_callers_device_as_on_the_host(
+    shared_mount: PlainMount, open_path: Path
+) -> None:
+    code = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+os.chdir(sys.argv[1]); open('a', 'w').write('content'); open('over', 'w').close()
+for old, new, flags in (('a', 'over', 4), ('over', 'new', 5), ('new', 'a', 6), ('new', 'a', 5)):
+    done = libc.renameat2(-100, old.encode(), -100, new.encode(), flags)
+    print(old, new, flags, errno.errorcode[ctypes.get_errno()] if done else 'done')
+for name in sorted(os.listdir('.')):
+    st = os.stat(name)
+    print(name, st.st_uid, st.st_gid, stat.filemode(st.st_mode), st.st_rdev, st.st_nlink)
+print(open('new').read())
+"""
+    (shared_mount.path / "here").mkdir()
+    (open_path / "plain").mkdir()
+    for directory in (shared_mount.path / "here", open_path / "plain"):
+        os.chown(directory, ALICE, ALICE)
+    shown = run_as(ALICE, code, shared_mount.path / "here")
+    assert shown == run_as(ALICE, code, open_path / "plain")
+    assert f"a {ALICE} {ALICE} c" in shown
+
+
 def test_set_id_bits_go_on_a_private_mount_too(users_mount: UsersMount) -> None:
     code = """
 p = sys.argv[1]
