@@ -15,6 +15,8 @@ from fused.fs.mounts import filesystem_type
 from fused.local import layer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fused.fs.changes_protocol import ChangeSink
     from fused.fs.handles import FileHandle, Handles
     from fused.fs.inodes import Inode, Inodes
@@ -69,6 +71,7 @@ class Files:
         # Replies are copied out before anything else runs, so all inline reads share one buffer, and none is zeroed.
         self._buffer = memoryview(bytearray(MAX_READ))
         self._no_nowait: dict[int, bool] = {}  # by st_dev: whether reads there are quick all the same
+        self._ahead: set[int] = set()  # by Ino: the kernel shows more of these than there is, see `release`
 
     # Opening
 
@@ -129,14 +132,24 @@ class Files:
             self._mtimes.opened(inode, writes_to)
         return handle
 
-    def release(self, fh: int) -> None:
-        """The last descriptor of this open is closed and nothing of it is mapped any more."""
+    def release(self, fh: int) -> Iterator[tuple[Inode, bytes]]:
+        """The last descriptor of this open is closed and nothing of it is mapped any more.
+
+        Returns the names, as (directory, name), that the kernel has to forget. What could not be written out (the disk
+        was full, say) has been reported to its writer, but the kernel still shows it: it keeps account of size and
+        pages itself while it knows the inode, and believes no attributes of ours (Linux fs/fuse/inode.c,
+        fuse_get_cache_mask). A name that is forgotten lets go of the inode, and the next lookup shows what there is.
+        """
         handle = self._handles.file(fh)
         if handle.mtimes is not None:
             settled = handle.mtimes.closed(handle.inode, handle.fd)
             if settled is not None:
                 self._changes.metadata(handle.key, *settled, handle.dirs)
         self._handles.release_file(fh)
+        if handle.inode.ino in self._ahead and not self._handles.of(handle.inode):
+            self._ahead.discard(handle.inode.ino)
+            return handle.inode.names()
+        return iter(())
 
     # Content
 
@@ -179,7 +192,12 @@ class Files:
         self._changes.before_write(handle.key, handle.fd, offset, len(data), handle.dirs)
         if handle.mtimes is not None:
             handle.mtimes.written(handle.inode)
-        return layer.write_all(handle.fd, data, offset)
+        try:
+            return layer.write_all(handle.fd, data, offset)
+        except OSError:
+            if handle.mtimes is not None:
+                self._ahead.add(handle.inode.ino)
+            raise
 
     def truncate(self, ino: int, size: int, fh: int | None) -> None:
         """Set the size, through an open file where there is one (ftruncate asks for no permission)."""

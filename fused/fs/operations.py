@@ -237,7 +237,9 @@ class Handlers(pyfuse3.Operations):
 
     @handler
     def release(self, fh: int) -> None:
-        self._files.release(fh)
+        for parent, name in self._files.release(fh):
+            # By pyfuse3's own thread: the notification takes locks that a request may hold.
+            pyfuse3.invalidate_entry_async(parent.ino, name, ignore_enoent=True)
 
     @waiting_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
