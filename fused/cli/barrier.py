@@ -82,6 +82,17 @@ def _reopen(place: int) -> int:
 
 
 def _syncfs(fd: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+    """Start the write-back of what is left.
+
+    A write-back that failed at some time before, when the disk was full perhaps, is reported once more by the first
+    syncfs after it (Linux lib/errseq.c): to us, though whoever wrote that was told at close or fsync. A second call
+    tells of new failures only, and those count.
+    """
+    syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+    if syncfs(fd) == 0:
+        return
+    earlier = os.strerror(ctypes.get_errno())
+    if syncfs(fd) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+    say(f"something that was written earlier did not reach the local files ({earlier}); what did is stored")
