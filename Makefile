@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-test mount lint types check test test-unit test-kernel test-posix test-kubo soak fuzz clean
+.PHONY: help install install-test mount lint types check test test-unit test-kernel test-posix test-kubo test-faults soak fuzz clean
 
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
 	@echo 'make test                        everything: lint, types, all tests'
 	@echo 'make check                       lint, types, unit tests: under a minute'
 	@echo 'make test-unit | test-kernel | test-posix | test-kubo'
+	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak                        the property tests, many more cases'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
@@ -78,6 +79,9 @@ test-posix: install-test
 
 test-kubo: install-test
 	@$(PYTEST) -m kubo
+
+test-faults: install-test
+	@$(PYTEST) tests/faults
 
 soak: install-test
 	@IPFSFS_TEST_PROFILE=soak $(PYTEST) tests/property

@@ -1,0 +1,48 @@
+"""Disks that fill up, break and stop for a while, under a real mount; and what must be true afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.background import Background
+from tests.support.disks import SmallDisk
+from tests.support.faultyfs import FaultyDisk
+from tests.support.mountproc import MountProcess
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., SmallDisk]]:
+    """Makes small real file systems. Ask for it before `new_mount`, so that mounts on them go first."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    made: list[SmallDisk] = []
+
+    def make(name: str, mebibytes: int, kind: str = "tmpfs") -> SmallDisk:
+        made.append(SmallDisk(tmp_path / name, mebibytes, kind))
+        return made[-1]
+
+    yield make
+    for disk in reversed(made):
+        disk.close()
+
+
+@pytest.fixture
+def faulty_disk(tmp_path: Path) -> Iterator[FaultyDisk]:
+    """A disk that fails on request. Ask for it before `new_mount`."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("/dev/fuse is missing")
+    disk = FaultyDisk(tmp_path / "faulty")
+    yield disk
+    disk.close()
+
+
+@pytest.fixture
+def background(new_mount: Callable[..., MountProcess]) -> Iterator[Background]:
+    """An empty directory, not mounted yet, for `ipfsfs mount` in the background."""
+    place = Background(new_mount())
+    yield place
+    place.close()
