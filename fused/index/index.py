@@ -153,9 +153,10 @@ class Index:
     """The index of one mount, in its state directory."""
 
     def __init__(self, state_dir: str) -> None:
+        """Open it. Raises IndexUnavailable, or OSError."""
         self._state_dir = state_dir
         self._lock = threading.RLock()
-        self._db = connect(state_dir)
+        self._db = self._connect()
 
     @property
     def path(self) -> str:
@@ -172,7 +173,13 @@ class Index:
         with self._lock:
             self._db.close()
             set_aside(self.path)
-            self._db = connect(self._state_dir)
+            self._db = self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            return connect(self._state_dir)
+        except sqlite3.Error as exc:
+            raise IndexUnavailable(f"the index {self.path} can't be opened: {exc}") from exc
 
     def _where_in(self, select: str, inos: Iterable[int]) -> Iterator[tuple[Any, ...]]:
         wanted = list(inos)
@@ -262,6 +269,17 @@ class Index:
         self._db.execute("BEGIN IMMEDIATE")
         with self._db:
             self._db.executemany("DELETE FROM dirs WHERE ino = ?", [(ino,) for ino in inos])
+
+    @_guarded
+    def drop_dirs_below(self, inos: Iterable[int]) -> None:
+        """Count directories and all that are below them as changed: nobody could look at them."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            self._db.executemany(
+                "WITH RECURSIVE below(ino) AS (VALUES (?) UNION SELECT d.ino FROM dirs d JOIN below b"
+                " ON d.parent = b.ino) DELETE FROM dirs WHERE ino IN below",
+                [(ino,) for ino in inos],
+            )
 
     @_guarded
     def drop_all_dirs(self) -> None:

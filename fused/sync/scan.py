@@ -44,6 +44,7 @@ class Scan:
         self._c = capturer
         self.seen = 0
         self.seen_bytes = 0
+        self._unseen: list[int] = []
 
     def run(self, cancelled: Callable[[], None]) -> None:
         """Walk it all. `cancelled` is called now and then and raises to end the walk.
@@ -68,6 +69,7 @@ class Scan:
                 except OSError as exc:
                     log.debug("directory not scanned: %s", exc)  # the snapshot names it in status
                     self._mark(stack)
+                    self._unseen.append(child.st.st_ino)
                     continue
                 if mount_id(fd) != root_mount:
                     os.close(fd)
@@ -78,6 +80,8 @@ class Scan:
             for level in stack:
                 os.close(level.fd)
         c.outbox.drain()
+        # What is below may have changed while nothing was mounted, and nobody looks again once it can be opened.
+        c.index.drop_dirs_below(self._unseen)
 
     def _mark(self, stack: list[_Level]) -> None:
         """The directory on top, and so all above it, can't be taken from the index."""
@@ -100,6 +104,7 @@ class Scan:
         except OSError as exc:
             skipped.append((level.path, why_unreadable(exc)))
             self._mark(stack)
+            self._unseen.append(ino)
             c.notes.set(ino, skipped, (0, 0))
             return
         files = [child for child in seen.children if stat_.S_ISREG(child.st.st_mode)]
