@@ -34,9 +34,10 @@ from fused.fs.session import MountOptions, serve, stop, unmount
 from fused.store.embedded import EmbeddedStore
 from fused.sync.changes import ChangeLog
 from fused.sync.engine import Engine
+from fused.sync.visit import NESTED_MOUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from fused.config import Settings
     from fused.control import Handler, Json, Report
@@ -242,7 +243,8 @@ class Daemon:
             nursery.cancel_scope.cancel()
         if isinstance(row, Exception):
             raise row
-        return describe(row)
+        left_out = [(path, why) for path, why in self._engine.notes.skipped() if why != NESTED_MOUNT]
+        return describe(row) | {"skipped": _named(left_out)}
 
     async def _report_progress(self, report: Report) -> None:
         while True:
@@ -309,7 +311,7 @@ class Daemon:
             },
             "files": files,
             "bytes": size,
-            "skipped": [{"path": os.fsdecode(path), "why": why} for path, why in skipped[:SKIPPED_SHOWN]],
+            "skipped": _named(skipped),
             "scan": {"running": progress.phase == "scanning", "seen": progress.done},
             "activity": {"phase": progress.phase, "done": progress.done, "total": progress.total},
             "snapshot": None
@@ -370,6 +372,10 @@ class Daemon:
             why = f"the store did not answer within {STORE_SECONDS} s"
             return result | {"healthy": False, "error": why, "blocks": None, "bytes": None, "disk_bytes": None}
         return result | {"blocks": stats.blocks, "bytes": stats.bytes_stored, "disk_bytes": stats.disk_bytes}
+
+
+def _named(skipped: Sequence[tuple[bytes, str]]) -> list[Json]:
+    return [{"path": os.fsdecode(path), "why": why} for path, why in skipped[:SKIPPED_SHOWN]]
 
 
 def _latency(stats: RequestStats) -> Json:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fused.cli.barrier import flush
 from fused.cli.exits import Exit
 from fused.cli.options import add_directory, add_json, add_progress
-from fused.cli.output import print_json, printable
+from fused.cli.output import counted, print_json, printable, say
 from fused.cli.progress import Progress
 from fused.cli.target import find_mounted
 from fused.control import call
 
 if TYPE_CHECKING:
     import argparse
+
+_SHOWN = 5
+"""Files named that could not be stored; `ipfsfs status` names all."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,4 +46,13 @@ def run(args: argparse.Namespace) -> int:
         print_json(snapshot)
     else:
         print(printable(str(snapshot["snapshot"])))
+        _tell_of(cast("list[dict[str, str]]", snapshot["skipped"]))
     return Exit.OK
+
+
+def _tell_of(skipped: list[dict[str, str]]) -> None:
+    """Say what the snapshot lacks."""
+    if skipped:
+        named = ", ".join(f"{printable(entry['path'])} ({entry['why']})" for entry in skipped[:_SHOWN])
+        more = ", …" if len(skipped) > _SHOWN else ""
+        say(f"without {counted(len(skipped), 'file')} that could not be stored: {named}{more}")

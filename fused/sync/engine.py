@@ -3,11 +3,13 @@
 A snapshot is taken when nothing has changed for `quiet_seconds`, after `interval_seconds` if something
 always changes, and when somebody asks for one (`sync`). What fails is tried again, less and less often,
 and is shown in `problems` until it works; files stay dirty meanwhile and no file operation notices.
+The same for single files that the disk can't read: snapshots are taken without them, and try again.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,7 +33,7 @@ R = TypeVar("R")
 
 RETRY_FIRST = 1.0
 RETRY_MOST = 60.0
-"""Seconds between tries of a snapshot that fails, doubling from the first to the most."""
+"""Seconds between tries of a snapshot that fails, or lacks files, doubling from the first to the most."""
 
 SETTLE_SECONDS = 1.0
 
@@ -134,7 +136,7 @@ class Engine:
 
     async def run(self) -> None:
         """Scan, then take snapshots as the tree changes, until cancelled."""
-        delay = 0.0
+        delay = again = 0.0
         while True:
             try:
                 await self.sync()
@@ -144,11 +146,13 @@ class Engine:
                 if not self._wake.is_set():
                     await self.settle()
             except Exception as exc:
-                delay = min(max(RETRY_FIRST, delay * 2), RETRY_MOST)
+                delay = _next_delay(delay)
                 self._failed(exc, delay)
                 await trio.sleep(delay)
                 continue
-            await self._wake.wait()
+            again = _next_delay(again) if self.notes.unread() else 0.0
+            with trio.move_on_after(again or math.inf):
+                await self._wake.wait()
             await self._wait_for_quiet()
 
     def _failed(self, exc: Exception, delay: float) -> None:
@@ -232,9 +236,14 @@ class Engine:
             self._scanned = True
             # The scan stands for every directory; take() has to look at those that it found changed.
             return await taker.take(self.last, self._frozen)
-        if self.last is not None and not self._changes.dirty() and not await taker.excludes_changed():
+        settled = not self._changes.dirty() and not self.notes.unread()
+        if self.last is not None and settled and not await taker.excludes_changed():
             return self.last
         return await taker.take(self.last, self._frozen)
 
     def _frozen(self) -> None:
         self._wake = trio.Event()
+
+
+def _next_delay(before: float) -> float:
+    return min(max(RETRY_FIRST, before * 2), RETRY_MOST)

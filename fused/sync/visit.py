@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NESTED_MOUNT = "another file system is mounted there"
+CANT_READ = "can't be read"
 
 
 @dataclass(slots=True)
@@ -74,6 +75,11 @@ class Notes:
         """(path relative to the covered directory, why) of everything skipped, sorted."""
         with self._lock:
             return sorted(item for items in self._skipped.values() for item in items)
+
+    def unread(self) -> bool:
+        """Whether something could not be read that may be readable another time, without anybody changing it."""
+        with self._lock:
+            return any(why.startswith(CANT_READ) for items in self._skipped.values() for _, why in items)
 
     def excluded(self) -> tuple[int, int]:
         """(files, bytes) excluded altogether."""
@@ -175,7 +181,7 @@ def why_unreadable(exc: OSError) -> str:
     """A few words for `status` on why something could not be read."""
     if exc.errno in (errno.EACCES, errno.EPERM):
         return "no permission to read it"
-    return f"can't be read: {os.strerror(exc.errno) if exc.errno else exc}"
+    return f"{CANT_READ}: {os.strerror(exc.errno) if exc.errno else exc}"
 
 
 def read_xattrs(path: bytes, *, follow: bool = False) -> tuple[tuple[bytes, bytes], ...]:
