@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _FORMAT_LINE = "ipfsfs store"
 _IGNORED = {"lost+found", "lock"}
+_BESIDE = ("-wal", "-shm", "-journal")
+"""Files that SQLite makes beside a database; the last until it is told to use the first."""
 
 
 def prepare(root: str) -> None:
@@ -57,7 +59,7 @@ def _locked(root: str) -> Iterator[None]:
 
 
 def _make(root: str, marker: Path) -> None:
-    ours = {database.NAME, database.NAME + "-wal", database.NAME + "-shm", "blobs", "tmp", "format.new"}
+    ours = {database.NAME + suffix for suffix in ("", *_BESIDE)} | {"blobs", "tmp", "format.new"}
     foreign = sorted(set(os.listdir(root)) - ours - _IGNORED)
     if foreign:
         raise StoreUnavailable(
@@ -96,7 +98,10 @@ def _holds_tables(root: str, path: str) -> bool:
 
 
 def _make_database(root: str, path: str) -> None:
-    for leftover in (path, path + "-wal", path + "-shm"):  # without tables: of a process that crashed right here
+    for leftover in (
+        path,
+        *(path + suffix for suffix in _BESIDE),
+    ):  # without tables: of a process that crashed right here
         Path(leftover).unlink(missing_ok=True)
     # SQLite gives its log the mode of the database file, so this is the one place that decides it.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,18 @@ async def test_a_making_that_crashed_is_finished(path: Path) -> None:
     (path / "blobs").mkdir()
     (path / "blocks.sqlite3").touch()
     await fill(path)
+
+
+async def test_a_making_that_crashed_in_its_first_transaction_is_finished(path: Path) -> None:
+    path.mkdir()
+    with closing(sqlite3.connect(path / "blocks.sqlite3", isolation_level=None)) as c:
+        c.execute("PRAGMA cache_size = 1")
+        c.execute("BEGIN")
+        c.execute("CREATE TABLE blocks (x)")
+        c.executemany("INSERT INTO blocks VALUES (?)", [(bytes(3000),)] * 50)
+        assert (path / "blocks.sqlite3-journal").exists()
+        killed = shutil.copytree(path, path.with_name("killed"))
+    await fill(killed)
 
 
 def overwrite_header(database: Path) -> None:
