@@ -45,6 +45,7 @@ _FEW = 4
 _LITTLE_BYTES = 64 << 20
 
 _SYNC_FILE_RANGE_WRITE = 2
+_FUSE_SUPER_MAGIC = 0x65735546
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.syncfs.argtypes = (ctypes.c_int,)
@@ -56,6 +57,7 @@ class BlobFiles:
     def __init__(self, root: str) -> None:
         """Open the store at `root`; `close` releases the descriptors."""
         self._blobs_fd = os.open(os.path.join(root, "blobs"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._syncs_whole = not _is_fuse(self._blobs_fd)
         self._tmp = os.path.join(root, "tmp")
         self._writer = ""
         self._writer_fd = -1
@@ -90,7 +92,8 @@ class BlobFiles:
                 _write_all(fd, block.data)
                 _start_writing_out(fd)
                 self._move_into_place(name, tmp_fd)
-            if len(fds) > _FEW and _little_else_is_dirty(sum(len(block.data) for block in blocks)):
+            size = sum(len(block.data) for block in blocks)
+            if len(fds) > _FEW and self._syncs_whole and _little_else_is_dirty(size):
                 _syncfs(fds[0])
             else:
                 for fd in fds:
@@ -259,6 +262,13 @@ def _little_else_is_dirty(ours: int) -> bool:
             if line.startswith(("Dirty:", "Writeback:")):
                 waiting += int(line.split()[1]) * 1024
     return waiting <= ours + _LITTLE_BYTES
+
+
+def _is_fuse(fd: int) -> bool:
+    """Whether `fd` is on a FUSE file system, whose server never hears of a syncfs (Linux fs/fuse/inode.c: `sync_fs` is
+    set for virtiofs and fuseblk only), so that nothing is durable after it."""
+    found = ctypes.create_string_buffer(256)  # struct statfs, whose first member, a long, is the type
+    return _libc.fstatfs(fd, found) != 0 or ctypes.c_long.from_buffer(found).value == _FUSE_SUPER_MAGIC
 
 
 @functools.cache
