@@ -160,10 +160,13 @@ def test_an_error_of_the_disk_reaches_the_program_at_write_close_or_fsync(
 def test_a_directory_that_can_not_be_listed_is_skipped_and_named_and_tried_again(
     faulty_disk: FaultyDisk, new_mount: NewMount, tmp_path: Path
 ) -> None:
-    mount = new_mount(path=faulty_disk.path / "covered")
+    mount = new_mount(path=faulty_disk.path / "covered").start()
     for name in ("good", "bad"):
-        (mount.path / name).mkdir()
-        (mount.path / name / "file").write_bytes(noise(1000))
+        (mount.path / name / "sub").mkdir(parents=True)
+        (mount.path / name / "sub" / "file").write_bytes(noise(1000))
+    mount.sync()
+    mount.stop()
+    (mount.path / "bad" / "sub" / "file").write_bytes(noise(1000, 1))  # which no directory's stat tells
     faulty_disk.fail(Rule("opendir", "*/bad", errno.EIO))
     mount.start("--quiet-seconds", "0.2")
     snapshot = mount.sync()
