@@ -81,6 +81,7 @@ class Files:
 
     def create(self, parent_ino: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Opened, Entry]:
         """Open a file, making it if it is not there. Adds one to its lookup count."""
+        self._reach.check_room()
         local_flags = (flags & ~os.O_ACCMODE & _PASSED_ON) | os.O_RDWR
         try:
             entry, fd = self._tree.create(parent_ino, name, mode, local_flags, caller)
@@ -102,6 +103,7 @@ class Files:
         return Opened(self._opened(fd, self._inodes.get(entry.ino), flags, entry.st).fh, direct_io=False), entry
 
     def _open(self, inode: Inode, flags: int) -> Opened:
+        self._reach.check_room()
         wants = flags & os.O_ACCMODE
         writes = wants != os.O_RDONLY or bool(flags & os.O_TRUNC)
         passed = flags & ~os.O_ACCMODE & _PASSED_ON

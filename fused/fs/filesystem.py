@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from fused.fs.requests import RequestStats
 
 
+RESERVED_FDS = 96
+"""Descriptors that programs can't use up by opening files: status, sync, snapshots and umount must go on. A snapshot
+needs one for each level of the tree, the store about 20, an unmount 6."""
+
+
 class FileSystem:
     """One covered directory.
 
@@ -40,10 +46,12 @@ class FileSystem:
         self.write_through = write_through
         self.read_only = read_only
         self.inodes = Inodes(os.fstat(root_fd))
-        self.handles = Handles()
-        # A quarter at most of what may be open: the rest is for the programs' files.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        max_cached = MAX_CACHED if limit == resource.RLIM_INFINITY else min(MAX_CACHED, limit // 4)
+        if limit == resource.RLIM_INFINITY:
+            limit = sys.maxsize
+        self.handles = Handles(limit - min(RESERVED_FDS, limit // 4))
+        # A quarter at most of what may be open: the rest is for the programs' files.
+        max_cached = min(MAX_CACHED, limit // 4)
         self.reach = Reach(root_fd, self.inodes, self.handles, max_cached=max_cached)
         self.waiting = Waiting()
         self.tree = Tree(self.inodes, self.handles, self.reach, changes, NewOwner(private=private))

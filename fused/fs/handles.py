@@ -48,7 +48,9 @@ class DirHandle:
 class Handles:
     """All open files and directories. Numbers are given once and never again."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_fds: int) -> None:
+        """Descriptors from `most_fds` up are for the daemon's own work, see `check_room`."""
+        self._most_fds = most_fds
         self._next = 1
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirHandle] = {}
@@ -75,6 +77,15 @@ class Handles:
         self._next += 1
         self._directories[handle.fh] = handle
         return handle
+
+    def check_room(self, fd: int) -> None:
+        """Raise ENFILE if the next open file would take one of the last descriptors. `fd` is any that is open."""
+        if len(self) > self._most_fds // 4:
+            # The host gives the lowest number that is free: all below it are in use.
+            probe = os.dup(fd)
+            os.close(probe)
+            if probe >= self._most_fds:
+                raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def file(self, fh: int) -> FileHandle:
         """An open file; EBADF if there is none."""

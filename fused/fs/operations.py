@@ -77,11 +77,15 @@ class Handlers(pyfuse3.Operations):
         self._tree = fs.tree
         self._files = fs.files
         self._attributes = fs.attributes
+        self._make_room = fs.reach.give_back
         self._on_init = on_init
         self._listed = _new_reply()  # filled anew for each entry of a listing; pyfuse3 copies it out
 
     def init(self) -> None:
         self._on_init()
+
+    def make_room(self) -> bool:
+        return self._make_room()
 
     # Names
 

@@ -120,6 +120,18 @@ class Reach:
             raise stale()
         return fd
 
+    def check_room(self) -> None:
+        """Raise ENFILE if a program can't have one more file open."""
+        self._handles.check_room(self._root_fd)
+
+    def give_back(self) -> bool:
+        """Close the cached descriptors of directories, when others need them more. Whether there were any."""
+        fds = list(self._dir_fds.values())
+        self._dir_fds.clear()
+        for fd in fds:
+            os.close(fd)
+        return bool(fds)
+
     def cached_count(self) -> int:
         """How many directory descriptors are open."""
         return len(self._dir_fds)

@@ -52,20 +52,33 @@ ERRNO: dict[type[errors.IpfsfsError], int] = {
 
 def errno_of(error: BaseException) -> int | None:
     """The errno for an expected error; None for one that nobody expected."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
     if isinstance(error, OSError) and error.errno:
-        return error.errno
+        # The program has not reached a limit of its own.
+        return errno.ENFILE if error.errno == errno.EMFILE else error.errno
     if isinstance(error, errors.IpfsfsError):
         return next(ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO)
     return None
 
 
-class HasCounters(Protocol):
+class HasHandlers(Protocol):
     """What a class with handlers has to offer."""
 
     request_counters: defaultdict[str, RequestCounter]
 
+    def make_room(self) -> bool:
+        """Close descriptors that are kept for speed only; False if there were none."""
+        ...
 
-S = TypeVar("S", bound=HasCounters)
+
+S = TypeVar("S", bound=HasHandlers)
+
+
+def _may_try_again(self: HasHandlers, error: OSError) -> bool:
+    """Whether there are descriptors now after there were none. A request opens what it needs before it changes
+    anything (or takes the change back), so it can be made again from the beginning."""
+    return error.errno in (errno.EMFILE, errno.ENFILE) and self.make_room()
 
 
 def _failure(kind: str, counter: RequestCounter, error: Exception) -> pyfuse3.FUSEError:
@@ -94,6 +107,11 @@ def handler(function: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
         counter = self.request_counters[kind]
         begun = perf_counter_ns()
         try:
+            try:
+                return function(self, *args, **kwargs)
+            except OSError as error:
+                if not _may_try_again(self, error):
+                    raise
             return function(self, *args, **kwargs)
         except Exception as error:
             raise _failure(kind, counter, error) from None

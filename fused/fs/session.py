@@ -135,6 +135,10 @@ class _Loop:
             except BlockingIOError:
                 log.debug("a request was withdrawn before it could be read")
                 continue
+            except MemoryError as error:
+                # The request was read and never came to a handler: nobody can answer it, and its program would wait
+                # for ever. When we end, it gets an error, and the supervisor mounts again.
+                raise MountError("there was no memory to take up a request; the daemon has to end") from error
             # It ends only when the session does. That may show in the read alone (ENODEV), when the unmount falls
             # between poll and read: then nobody has told those who wait for the token.
             if self.reader is not None:

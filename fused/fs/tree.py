@@ -264,6 +264,7 @@ class Tree:
     def opendir(self, ino: int) -> Fh:
         """Open a directory for listing."""
         inode = self._inodes.get(ino)
+        self._reach.check_room()
         fd = self._reach.open(inode, os.O_RDONLY)
         return self._handles.add_directory(fd, inode).fh
 

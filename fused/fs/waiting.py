@@ -36,7 +36,10 @@ class Waiting:
         Not cancelled half-way: a system call that has begun is waited for.
         """
         self.before_wait()
-        return await trio.to_thread.run_sync(function, limiter=self._limiter)
+        try:
+            return await trio.to_thread.run_sync(function, limiter=self._limiter)
+        except RuntimeError as exc:  # "can't start new thread": trio starts one if none is idle
+            raise MemoryError(str(exc)) from exc
 
     async def wait_for(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await something slow on trio's own thread, such as a remote read. The callee sets the deadline."""

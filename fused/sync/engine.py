@@ -159,6 +159,9 @@ class Engine:
         if isinstance(exc, (IpfsfsError, OSError)):
             log.warning("what changed can't be stored now, next try in %.0f s: %s", delay, exc)
             self.problems["snapshot"] = f"what changed can't be stored now: {exc}"
+        elif isinstance(exc, MemoryError) or "start new thread" in str(exc):
+            log.warning("what changed can't be stored now, next try in %.0f s: out of memory", delay)
+            self.problems["snapshot"] = "what changed can't be stored now: the daemon may not use more memory"
         else:
             log.exception("snapshot failed, next try in %.0f s", delay)
             self.problems["snapshot"] = "what changed can't be stored: there is an error in ipfsfs, see the log"

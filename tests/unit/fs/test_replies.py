@@ -33,6 +33,18 @@ class Sample:
 
     def __init__(self) -> None:
         self.request_counters: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
+        self.room: list[bool] = []
+        self.calls = 0
+
+    def make_room(self) -> bool:
+        return self.room.pop(0) if self.room else False
+
+    @handler
+    def opens(self, succeeds_at: int) -> int:
+        self.calls += 1
+        if self.calls < succeeds_at:
+            raise OSError(errno.EMFILE, "too many")
+        return 7
 
     @handler
     def inline(self, error: BaseException | None) -> int:
@@ -59,12 +71,14 @@ async def test_results_and_errors_pass_and_are_counted(name: str) -> None:
         (pyfuse3.FUSEError(errno.ENOSYS), errno.ENOSYS),
         (errors.PathNotInDag("no such entry"), errno.ENOENT),
         (errors.StoreUnavailable("down"), errno.EIO),
+        (MemoryError(), errno.ENOMEM),
+        (OSError(errno.EMFILE, "the daemon's own limit"), errno.ENFILE),
     ):
         with pytest.raises(pyfuse3.FUSEError) as caught:
             await call(error)
         assert caught.value.errno == expected
     stats = sample.request_counters[name].stats()
-    assert (stats.count, stats.errors) == (6, 5)
+    assert (stats.count, stats.errors) == (8, 7)
 
 
 @pytest.mark.parametrize("name", ["inline", "waits"])
@@ -91,6 +105,21 @@ async def test_cancellation_passes(name: str) -> None:
     with trio.move_on_after(0) as scope:
         await Sample().waits(None)
     assert scope.cancelled_caught
+
+
+async def test_a_request_without_descriptors_is_made_once_more_when_there_are_some() -> None:
+    sample = Sample()
+    sample.room = [True]
+    assert await sample.opens(2) == 7
+    assert sample.calls == 2
+    assert sample.request_counters["opens"].stats().errors == 0
+    for room, calls in (([], 1), ([True, True], 2)):
+        sample = Sample()
+        sample.room = room
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await sample.opens(9)
+        assert caught.value.errno == errno.ENFILE
+        assert sample.calls == calls
 
 
 def test_an_oserror_without_a_number_is_unexpected() -> None:
