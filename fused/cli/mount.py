@@ -204,8 +204,11 @@ def _refuse_place(settings: Settings) -> None:
     if not os.access(mountpoint, os.R_OK | os.X_OK, effective_ids=True):
         raise UsageError(f"{mountpoint} is not ours to read")
     # fusermount3 wants write access for a read-only mount too; root may cover a read-only file system.
-    if not os.access(mountpoint, os.W_OK, effective_ids=True) and not (root and settings.read_only):
-        raise UsageError(f"{mountpoint} is not ours to write")
+    if not os.access(mountpoint, os.W_OK, effective_ids=True):
+        read_only_disk = bool(os.statvfs(mountpoint).f_flag & os.ST_RDONLY)
+        if not (root and (settings.read_only or read_only_disk)):
+            why = "on a read-only file system, which only root can cover" if read_only_disk else "not ours to write"
+            raise UsageError(f"{mountpoint} is {why}")
     if not root and st.st_mode & stat.S_ISVTX and st.st_uid != os.geteuid():
         raise UsageError(f"{mountpoint} is shared (sticky) and belongs to another user")
 
