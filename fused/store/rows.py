@@ -201,6 +201,8 @@ class BlockRows:
             except BlockCorrupt:
                 self._mark_damaged(cid)
                 raise
+            if row.damaged:
+                self._mark_whole(row)
         return result
 
     def _fetch(self, cids: Sequence[CID]) -> dict[CID, tuple[Row, bytes | None]]:
@@ -256,6 +258,13 @@ class BlockRows:
                     "UPDATE blocks SET damaged = 1 WHERE id = ? AND stamp = ? AND file IS ?",
                     (row.id, row.stamp, row.file),
                 )
+
+    def _mark_whole(self, row: Row) -> None:
+        """Take back that a block is damaged: the disk could not read it then, and has just done so."""
+        with suppress(StoreUnavailable), self._db.writing() as c:
+            c.execute(
+                "UPDATE blocks SET damaged = 0 WHERE id = ? AND stamp = ? AND file IS ?", (row.id, row.stamp, row.file)
+            )
 
     def repair(self, blocks: Sequence[Block], check: Callable[[], None] = never) -> int:
         """Read what is stored of `blocks`, write again what is damaged or missing; returns how many that were."""

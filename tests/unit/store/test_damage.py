@@ -112,3 +112,17 @@ async def test_gc_removes_nothing_when_a_pinned_node_is_damaged(tmp_path: Path) 
             await store.gc(links_of)
         assert caught.value.cid == root.cid
         assert await store.has([leaf.cid, garbage.cid]) == {leaf.cid, garbage.cid}
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_a_block_that_can_be_read_again_is_whole_again(store: EmbeddedStore, size: int) -> None:
+    """What the disk could not read may have been a cable."""
+    [block] = random_blocks(1, size)
+    await store.put([block])
+    change_block(Path(store.path), block.cid, flip_bit)
+    with pytest.raises(BlockCorrupt):
+        await store.get(block.cid)
+    assert await store.has([block.cid]) == set()
+    change_block(Path(store.path), block.cid, flip_bit)
+    assert await store.get(block.cid) == block.data
+    assert await store.has([block.cid]) == {block.cid}
