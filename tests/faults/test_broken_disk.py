@@ -17,6 +17,7 @@ from tests.support.compare import assert_same_tree
 from tests.support.faultyfs import FaultyDisk, Rule
 from tests.support.mountproc import MountProcess
 from tests.support.poll import wait_until
+from tests.support.whole import assert_whole
 
 NewMount = Callable[..., MountProcess]
 
@@ -76,6 +77,7 @@ def test_a_file_that_can_not_be_read_is_skipped_and_named_and_the_rest_is_stored
     wait_until(lambda: skipped(mount) == {}, "another try", 60)
     wait_until(lambda: is_well(mount), "recovery")
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 def test_sync_tries_a_skipped_file_again_at_once(faulty_disk: FaultyDisk, new_mount: NewMount, tmp_path: Path) -> None:
@@ -114,6 +116,7 @@ def test_a_file_that_can_not_be_read_does_not_turn_its_neighbours_back(
     assert (second / "two" / "good").read_bytes() == b"newer"
     faulty_disk.heal()
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 @pytest.mark.parametrize("flags", [[], ["--write-through"]], ids=["write-back", "write-through"])
@@ -155,6 +158,7 @@ def test_an_error_of_the_disk_reaches_the_program_at_write_close_or_fsync(
     assert (mount.path / "file").read_bytes() == b"new"
     wait_until(lambda: is_well(mount), "recovery", 60)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 def test_a_directory_that_can_not_be_listed_is_skipped_and_named_and_tried_again(
@@ -175,6 +179,7 @@ def test_a_directory_that_can_not_be_listed_is_skipped_and_named_and_tried_again
     faulty_disk.heal()
     wait_until(lambda: is_well(mount), "another try", 60)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 def test_a_disk_that_hangs_in_fsync_keeps_nobody_else_waiting(
@@ -238,6 +243,7 @@ def test_a_store_whose_disk_fails_is_told_and_all_is_stored_once_it_works(
     wait_until(lambda: is_well(mount), "recovery", 60)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
     assert (mount.restore(before, tmp_path / "before") / "before").read_bytes() == noise(200_000, 1)
+    assert_whole(mount)
 
 
 def test_a_block_that_can_not_be_read_is_an_error_that_names_it_and_can_be_read_later(
@@ -257,6 +263,7 @@ def test_a_block_that_can_not_be_read_is_an_error_that_names_it_and_can_be_read_
     assert_same_tree(mount.plain, mount.restore(snapshot, tmp_path / "all"))
     (mount.path / "more").write_bytes(b"x")
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "more"))
+    assert_whole(mount)
 
 
 # --- under the state --------------------------------------------------------------------------------------------
@@ -286,6 +293,7 @@ def test_an_index_whose_disk_fails_is_told_and_all_is_stored_once_it_works(
     assert before in listed
     mount.restart()
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "again"))
+    assert_whole(mount)
 
 
 def test_an_index_that_can_not_be_opened_at_the_start_is_told_and_opened_later(
@@ -306,6 +314,7 @@ def test_an_index_that_can_not_be_opened_at_the_start_is_told_and_opened_later(
     faulty_disk.heal()
     wait_until(lambda: is_well(mount), "recovery", 60)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 def test_a_daemon_that_dies_while_the_index_is_broken_comes_back(
@@ -324,3 +333,4 @@ def test_a_daemon_that_dies_while_the_index_is_broken_comes_back(
     faulty_disk.heal()
     wait_until(lambda: not mount.status()["files"]["dirty"] and len(mount.status()["wrong"]) == 1, "recovery", 60)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)

@@ -17,6 +17,7 @@ from tests.support.disks import MIB, SmallDisk
 from tests.support.faultyfs import FaultyDisk, Rule
 from tests.support.mountproc import MountProcess
 from tests.support.poll import wait_until
+from tests.support.whole import assert_whole
 
 NewDisk = Callable[..., SmallDisk]
 NewMount = Callable[..., MountProcess]
@@ -90,6 +91,7 @@ def test_a_full_disk_under_the_files_is_told_to_the_writer_and_breaks_nothing_el
     assert (mount.path / "after").read_bytes() == noise(2 * MIB, 5)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "after"))
     assert (mount.restore(before, tmp_path / "before") / "overwritten").read_bytes() == b"a" * 200_000
+    assert_whole(mount)
 
 
 def test_names_on_a_full_disk_get_the_same_errors_as_on_the_plain_directory(
@@ -172,6 +174,7 @@ def test_with_a_full_disk_under_the_store_writes_go_on_and_all_is_stored_when_th
     snapshot = mount.sync()
     assert_same_tree(mount.plain, mount.restore(snapshot, tmp_path / "all"))
     assert mount.status()["files"]["stored"] == count + 1
+    assert_whole(mount)
 
 
 def test_a_daemon_that_dies_while_the_store_is_full_comes_back_and_stores_later(
@@ -197,6 +200,7 @@ def test_a_daemon_that_dies_while_the_store_is_full_comes_back_and_stores_later(
     ballast.unlink()
     wait_until(lambda: mount.status()["wrong"][1:] == [] and not mount.status()["files"]["dirty"], "recovery", 90, 0.2)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 # --- under index, log and everything else of the state ----------------------------------------------------------
@@ -222,6 +226,7 @@ def test_with_a_full_disk_under_the_state_writes_go_on_and_all_is_stored_when_th
     ballast.unlink()
     wait_until(lambda: mount.status()["wrong"] == [] and mount.status()["files"]["dirty"] == 0, "recovery", 90, 0.2)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 def test_a_daemon_that_dies_while_the_state_is_full_comes_back(
@@ -250,6 +255,7 @@ def test_a_daemon_that_dies_while_the_state_is_full_comes_back(
     ballast.unlink()
     wait_until(lambda: not mount.status()["files"]["dirty"], "recovery", 90, 0.2)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 def test_old_content_that_can_not_be_set_aside_costs_no_write_and_no_correctness(
@@ -286,6 +292,7 @@ def test_old_content_that_can_not_be_set_aside_costs_no_write_and_no_correctness
         assert mount.status()["wrong"] == []
     assert large.read_bytes() == b"".join(noise(MIB, 2000 + number) for number in range(chunks))
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 # --- a quota ----------------------------------------------------------------------------------------------------
@@ -308,6 +315,7 @@ def test_an_exceeded_quota_is_told_to_the_writer_and_nothing_else_breaks(
     assert sum(faulty_disk.heal()) >= 2
     (mount.path / "new").write_bytes(b"x")
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
 
 
 def test_an_exceeded_quota_on_the_store_is_told_as_a_full_disk_and_passes(
@@ -324,3 +332,4 @@ def test_an_exceeded_quota_on_the_store_is_told_as_a_full_disk_and_passes(
     faulty_disk.heal()
     wait_until(lambda: mount.status()["wrong"] == [] and not mount.status()["files"]["dirty"], "recovery", 30)
     assert_same_tree(mount.plain, mount.restore(mount.sync(), tmp_path / "all"))
+    assert_whole(mount)
