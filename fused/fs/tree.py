@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -228,7 +229,8 @@ class Tree:
                 self._changes.before_add(new_parent.key, new_fd, self.dirs_of(new_parent))
             else:
                 self._changes.before_remove(new_parent.key, new_fd, new, self.dirs_of(new_parent))
-            layer.rename_at(old_fd, old, new_fd, new, flags)
+            with self._new_owner.acting_for(caller) if caller and flags & layer.RENAME_WHITEOUT else nullcontext():
+                layer.rename_at(old_fd, old, new_fd, new, flags)
         except BaseException:
             if kept is not None:
                 os.close(kept)
@@ -238,8 +240,6 @@ class Tree:
         if replaced is not None and exchange:
             self._moved(replaced, new_parent, new, old_parent, old, old_fd)
         self._moved(moved, old_parent, old, new_parent, new, new_fd)
-        if flags & layer.RENAME_WHITEOUT and caller is not None:
-            self._new_owner.settle(old_fd, old, caller, stat.S_IFCHR)
 
     def _moved(
         self,
