@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,8 +61,21 @@ def busy_mount(new_mount: Callable[..., MountProcess]) -> Callable[..., MountPro
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Path]:
+def plain(tmp_path: Path) -> Path:
     """An ordinary directory on the file system that is below the mounts: the reference."""
     directory = tmp_path / "plain"
     directory.mkdir()
-    yield directory
+    return directory
+
+
+@pytest.fixture
+def need() -> Callable[..., None]:
+    """Skips the test, naming what is missing, unless all the programs are there."""
+
+    def check(*programs: str) -> None:
+        path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+        missing = [program for program in programs if shutil.which(program, path=path) is None]
+        if missing:
+            pytest.skip(f"not installed: {', '.join(missing)}")
+
+    return check
