@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def flush(target: Target) -> None:
     """Write out what is in the kernel's cache. Files that vanish meanwhile have nothing to be waited for.
 
-    Says which files could not be flushed: those whose mode lets not even their owner open them. Raises OSError for a
-    failed write-back, and ControlError.
+    Says which files could not be flushed: those whose mode lets not even their owner open them. Raises OSError, naming
+    the file, when one that is still open can't be written out, and ControlError.
     """
     root = os.open(target.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -38,7 +38,13 @@ def flush(target: Target) -> None:
         for path in cast("list[str]", call(target.state_dir, "writers")["paths"]):
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _elsewhere():
                 _fsync(root, device, path)
-        _syncfs(root)
+        try:
+            _syncfs(root)
+        except OSError as exc:
+            # Of any write-back since the last syncfs, long ago maybe, and told to its writer by close() or fsync(). The
+            # kernel says it once, so the second answer is about what is there now.
+            _syncfs(root)
+            say(f"something written earlier was refused by the plain files' file system: {exc.strerror}")
     finally:
         os.close(root)
 
@@ -67,6 +73,8 @@ def _fsync(root: int, device: int, path: str) -> None:
             return
         try:
             os.fsync(fd)
+        except OSError as exc:
+            raise OSError(exc.errno, os.strerror(exc.errno or 0), path) from exc
         finally:
             os.close(fd)
     finally:
