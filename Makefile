@@ -9,15 +9,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-test mount lint types check test test-unit test-kernel test-posix test-kubo test-faults soak fuzz clean
+.PHONY: help install install-test mount lint types check test clean
+.PHONY: test-unit test-kernel test-posix test-stress test-kubo test-faults soak bench-scale fuzz
 
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
 	@echo 'make test                        everything: lint, types, all tests'
 	@echo 'make check                       lint, types, unit tests: under a minute'
-	@echo 'make test-unit | test-kernel | test-posix | test-kubo'
+	@echo 'make test-unit | test-kernel | test-posix | test-stress | test-kubo'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
-	@echo 'make soak                        the property tests, many more cases'
+	@echo 'make soak [HOURS=1]              the property and stress tests in full, for hours'
+	@echo 'make bench-scale                 a million files: time, memory'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
 
@@ -80,11 +82,20 @@ test-posix: install-test
 test-kubo: install-test
 	@$(PYTEST) -m kubo
 
+test-stress: install-test
+	@$(PYTEST) tests/stress
+
+# HOURS is how long programs work on a mount while its store and index are disturbed; all the rest takes some hours, too.
+HOURS ?= 1
+SOAK := IPFSFS_TEST_PROFILE=soak IPFSFS_TEST_HOURS=$(HOURS) $(PYTEST) -o faulthandler_timeout=0 --durations=0 --durations-min=10
 test-faults: install-test
 	@$(PYTEST) tests/faults
 
 soak: install-test
-	@IPFSFS_TEST_PROFILE=soak $(PYTEST) tests/property
+	@$(SOAK) tests/property tests/stress
+
+bench-scale: install-test
+	@$(SOAK) tests/stress/test_million_files.py
 
 FUZZ_SECONDS ?= 240
 FUZZ_TARGETS ?= dag_pb unixfs hamt dag dag_cbor xattrs cid_bytes cid_text control config settings
