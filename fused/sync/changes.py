@@ -74,6 +74,7 @@ class ChangeLog:
         self._frozen: Frozen | None = None
         self._carries: dict[FileKey, tuple[Stat, Stat]] = {}
         self._gone: list[FileKey] = []
+        self._linked: set[FileKey] = set()
         self.serial = 0
         """Grows with every change; two equal readings mean that nothing changed in between."""
         self.on_first_change: Callable[[], None] | None = None
@@ -140,6 +141,8 @@ class ChangeLog:
         """The stat of a file changed and its content did not: what is known of the content stays true."""
         with self._lock:
             self._mark_dirs(dirs)
+            if after.st_nlink > 1 and not stat_.S_ISDIR(after.st_mode):
+                self._linked.add(key)
             if stat_.S_ISDIR(after.st_mode):
                 self._dirs.add(key)
             elif stat_.S_ISREG(after.st_mode):
@@ -177,6 +180,7 @@ class ChangeLog:
             frozen = Frozen(self._spill_directory)
             frozen.files, self._files = self._files, {}
             frozen.dirs, self._dirs = self._dirs, set()
+            frozen.linked, self._linked = self._linked, set()
             frozen.tree = True
             self._frozen = frozen
 
@@ -224,6 +228,11 @@ class ChangeLog:
         """All directories in or below which something had changed at T."""
         with self._lock:
             return list(self._frozen.dirs) if self._frozen is not None else []
+
+    def frozen_linked(self) -> list[FileKey]:
+        """Files with several names whose attributes had changed at T, through names that `frozen_dir` knows of."""
+        with self._lock:
+            return list(self._frozen.linked) if self._frozen is not None else []
 
     def frozen_dir(self, key: FileKey) -> bool:
         """Whether the directory, or something below it, had changed at T."""
@@ -287,6 +296,7 @@ class ChangeLog:
             for key, dirty in frozen.files.items():
                 self._merge_back(key, dirty)
             self._dirs |= frozen.dirs
+            self._linked |= frozen.linked
         frozen.close()
 
     def _merge_back(self, key: FileKey, dirty: DirtyFile) -> None:

@@ -227,6 +227,7 @@ class Frozen:
     def __init__(self, spill_directory: str) -> None:
         self.files: dict[FileKey, DirtyFile] = {}
         self.dirs: set[FileKey] = set()
+        self.linked: set[FileKey] = set()
         self.tree = False
         self.captures: dict[FileKey, FileCapture] = {}
         self.done_dirs: set[FileKey] = set()

@@ -138,7 +138,8 @@ class TreeEncoder:
         """A file with several links that changed through one name has changed at all of them."""
         c = self._c
         dev = os.fstat(c.root_fd).st_dev
-        dirs = {d for found in c.index.linking_dirs(k[1] for k in c.changes.frozen_files()).values() for d in found}
+        changed = {k[1] for k in (*c.changes.frozen_files(), *c.changes.frozen_linked())}
+        dirs = {d for found in c.index.linking_dirs(changed).values() for d in found}
         c.changes.freeze_also((dev, ino) for ino in c.index.with_ancestors(dirs))
 
     def _descend(self, stack: list[_Level], child: Child) -> None:
