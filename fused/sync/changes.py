@@ -141,7 +141,7 @@ class ChangeLog:
         """The stat of a file changed and its content did not: what is known of the content stays true."""
         with self._lock:
             self._mark_dirs(dirs)
-            if after.st_nlink > 1 and not stat_.S_ISDIR(after.st_mode):
+            if max(before.st_nlink, after.st_nlink) > 1 and not stat_.S_ISDIR(after.st_mode):
                 self._linked.add(key)
             if stat_.S_ISDIR(after.st_mode):
                 self._dirs.add(key)

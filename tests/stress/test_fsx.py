@@ -6,6 +6,7 @@ file as fsx left it.
 
 from __future__ import annotations
 
+import json
 import secrets
 import subprocess
 import time
@@ -103,7 +104,7 @@ def test_fsx_finds_no_wrong_byte_and_the_snapshot_has_what_it_left(
     with configured(tmp_path, *settings) as config:
         run_fsx(mount.path, seeds, operations, config, tmp_path / "artifacts")
     took = time.monotonic() - begun
-    taken = len(mount.ipfsfs("log", mount.path).stdout.split("\nbafy"))
+    taken = len(json.loads(mount.ipfsfs("log", "--json", mount.path).stdout))
     restored = mount.restore(mount.sync(), tmp_path / "restored")
     assert_same_tree(mount.path, restored)
     assert_same_tree(mount.path, mount.plain)

@@ -145,6 +145,8 @@ def test_no_errno_that_the_plain_directory_would_not_give_whatever_happens_behin
     assert_same_tree(mount.plain, restored)
     for what, count in sorted(disturber.counts.items()):
         figures.add("load, disturbed", what, str(count))
+    taken = json.loads(mount.ipfsfs("log", "--json", mount.path).stdout)
+    figures.add("load, disturbed", "snapshots taken", f"{len(taken):,}")
     figures.add("load, disturbed", "indexes rebuilt", str(rebuilt))
     figures.add("load, disturbed", "snapshots that failed and were tried again", str(failed))
     figures.add("load, disturbed", f"{PROCESSES} processes, {DISTURBED_SECONDS:g} s", f"{operations:,} operations")
