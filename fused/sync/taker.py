@@ -204,6 +204,7 @@ class Taker:
 
     def _carry(self, carries: dict[FileKey, tuple[Stat, Stat]], gone: list[FileKey]) -> None:
         if gone:
+            self._racy.difference_update(gone)  # or it would grow as long as there is no quiet moment to settle in
             self._index.drop_files(key[1] for key in gone)
         if not carries:
             return

@@ -265,6 +265,22 @@ async def test_background_snapshot_after_quiet_time(covered: Covered) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_files_that_are_gone_are_not_remembered_while_there_is_no_quiet_moment(
+    covered: Covered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fused.sync.ingest.RACY_NS", 10**12)
+    for number in range(20):
+        covered.fs.write(f"f{number}", b"x")
+    await covered.engine.sync()
+    assert covered.engine._taker is not None
+    remembered = covered.engine._taker._racy
+    assert len(remembered) == 20
+    for number in range(20):
+        covered.fs.unlink(f"f{number}")
+    await covered.engine.sync()
+    assert not remembered  # memory shows it only after millions of files
+
+
 async def test_new_directory_with_the_inode_number_of_a_removed_one_is_not_taken_for_it(covered: Covered) -> None:
     fs = covered.fs
     fs.mkdir("d")
