@@ -85,11 +85,12 @@ test-kubo: install-test
 test-stress: install-test
 	@$(PYTEST) tests/stress
 
+test-faults: install-test
+	@$(PYTEST) tests/faults
+
 # HOURS is how long programs work on a mount while its store and index are disturbed; all the rest takes some hours, too.
 HOURS ?= 1
 SOAK := IPFSFS_TEST_PROFILE=soak IPFSFS_TEST_HOURS=$(HOURS) $(PYTEST) -o faulthandler_timeout=0 --durations=0 --durations-min=10
-test-faults: install-test
-	@$(PYTEST) tests/faults
 
 soak: install-test
 	@$(SOAK) tests/property tests/stress

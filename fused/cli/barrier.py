@@ -38,13 +38,7 @@ def flush(target: Target) -> None:
         for path in cast("list[str]", call(target.state_dir, "writers")["paths"]):
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _elsewhere():
                 _fsync(root, device, path)
-        try:
-            _syncfs(root)
-        except OSError as exc:
-            # Of any write-back since the last syncfs, long ago maybe, and told to its writer by close() or fsync(). The
-            # kernel says it once, so the second answer is about what is there now.
-            _syncfs(root)
-            say(f"something written earlier was refused by the plain files' file system: {exc.strerror}")
+        _syncfs(root)
     finally:
         os.close(root)
 
