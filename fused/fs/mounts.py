@@ -118,9 +118,12 @@ def filesystem_type(device: int) -> str | None:
 
 
 def is_stale(path: str) -> bool:
-    """Whether `path` is at or in a FUSE mount whose daemon is gone. Touches the path; a living daemon is asked."""
+    """Whether `path` is at or in a FUSE mount whose daemon is gone. Touches the path; a living daemon is asked.
+
+    statvfs is never answered from the kernel's cache, as stat is: for as long as the dead daemon has allowed.
+    """
     try:
-        os.stat(path)
+        os.statvfs(path)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
