@@ -10,6 +10,7 @@ import argparse
 import os
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from fused import paths, state
@@ -37,6 +38,9 @@ _FLAGS = (
     "log_level",
     "log_file",
 )
+
+_ENDING_S = 5.0
+"""For the mount of a daemon that was killed a moment ago to be dead."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +168,7 @@ def _refuse(settings: Settings) -> None:
     """Raise UsageError, or Busy, if the mount can't work. Changes nothing."""
     mountpoint = settings.mountpoint
     mounted = mounts.find_mount_at(mountpoint)
-    if mounted is not None and not mounts.is_stale(mountpoint):
+    if mounted is not None and _is_served(mounted):
         raise Busy(f"{mountpoint} is already mounted; `ipfsfs status {mountpoint}` shows it")
     if mounted is None:  # a dead mount can't be looked at; it was a directory when it was covered
         _refuse_place(settings)
@@ -180,6 +184,20 @@ def _refuse(settings: Settings) -> None:
         obstacle = allow_other_obstacle()
         if obstacle is not None:
             raise UsageError(obstacle)
+
+
+def _is_served(mounted: mounts.MountPoint) -> bool:
+    """Whether the mount's daemon lives, as far as can be told.
+
+    While a killed process ends, the kernel closes its files one by one: its lock may be free already and its mount
+    look alive for some milliseconds more. A daemon that lives holds its lock, so that is waited for.
+    """
+    deadline = time.monotonic() + _ENDING_S
+    while not mounts.is_stale(mounted.path):
+        if mounted.state_dir is None or state.is_locked(mounted.state_dir) or time.monotonic() > deadline:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def _refuse_place(settings: Settings) -> None:
@@ -235,8 +253,8 @@ def _places(settings: Settings) -> Mapping[str, str]:
 
 def _detach_dead(settings: Settings) -> None:
     """Take dead mounts of ours away from the mountpoint (several may lie on each other). We hold the lock."""
-    while mounts.find_mount_at(settings.mountpoint) is not None:
-        if not mounts.is_stale(settings.mountpoint):
+    while (mounted := mounts.find_mount_at(settings.mountpoint)) is not None:
+        if mounted.state_dir != settings.state_dir and _is_served(mounted):
             raise Busy(f"{settings.mountpoint} is already mounted")
         mounts.detach(settings.mountpoint)
         say(f"the daemon of {settings.mountpoint} had died; its dead mount was taken away")

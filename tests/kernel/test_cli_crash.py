@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,10 @@ import pytest
 
 from fused import state
 from fused.cli.exits import Exit
+from fused.cli.mount import _is_served
+from fused.fs import mounts
 from tests.support.background import Background
+from tests.support.plainmount import PlainMount
 from tests.support.poll import wait_until
 
 
@@ -143,6 +147,30 @@ def test_dead_mount_without_supervisor_is_told_and_uncovered(background: Backgro
     done = background.ipfsfs("umount", background.path)
     assert "had died, so no last snapshot was taken" in done.stderr
     assert look(background.path) == ["file"]
+
+
+def test_mounting_waits_for_a_daemon_that_was_killed_a_moment_ago(
+    plain_mount: PlainMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is free before its mount is dead. Here nobody has ever held the lock, and the mount lives."""
+    mounted = mounts.find_mount_at(str(plain_mount.path))
+    assert mounted is not None
+    looked = threading.Event()
+    is_stale = mounts.is_stale
+
+    def look_and_tell(path: str) -> bool:
+        stale = is_stale(path)
+        looked.set()
+        return stale
+
+    monkeypatch.setattr(mounts, "is_stale", look_and_tell)
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(_is_served(mounted)))
+    waiting.start()
+    assert looked.wait(20)
+    plain_mount.process.kill()
+    waiting.join(20)
+    assert answers == [False]
 
 
 def test_umount_stops_a_supervisor_that_waits_to_start_again(background: Background) -> None:
