@@ -10,15 +10,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-test mount lint types check test clean
-.PHONY: test-unit test-kernel test-posix test-stress test-kubo test-faults soak bench-scale fuzz
+.PHONY: test-unit test-kernel test-posix test-model test-stress test-kubo test-faults soak bench-scale fuzz
 
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
 	@echo 'make test                        everything: lint, types, all tests'
 	@echo 'make check                       lint, types, unit tests: under a minute'
-	@echo 'make test-unit | test-kernel | test-posix | test-stress | test-kubo'
+	@echo 'make test-unit | test-kernel | test-posix | test-model | test-stress | test-kubo'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
-	@echo 'make soak [HOURS=1]              the property and stress tests in full, for hours'
+	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
 	@echo 'make bench-scale                 a million files: time, memory'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
@@ -79,6 +79,9 @@ test-kernel: install-test
 test-posix: install-test
 	@$(PYTEST) tests/posix tests/unit/test_posix_differences.py
 
+test-model: install-test
+	@$(PYTEST) tests/model
+
 test-kubo: install-test
 	@$(PYTEST) -m kubo
 
@@ -93,7 +96,7 @@ HOURS ?= 1
 SOAK := IPFSFS_TEST_PROFILE=soak IPFSFS_TEST_HOURS=$(HOURS) $(PYTEST) -o faulthandler_timeout=0 --durations=0 --durations-min=10
 
 soak: install-test
-	@$(SOAK) tests/property tests/stress
+	@$(SOAK) tests/property tests/model tests/stress
 
 bench-scale: install-test
 	@$(SOAK) tests/stress/test_million_files.py

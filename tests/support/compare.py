@@ -95,7 +95,11 @@ def differences(
 ) -> list[str]:
     """One line for each difference; empty if the trees are the same."""
     left = describe_tree(expected, mtimes=mtimes, skip=skip)
-    right = describe_tree(actual, mtimes=mtimes, skip=skip)
+    return differences_of(left, describe_tree(actual, mtimes=mtimes, skip=skip))
+
+
+def differences_of(left: dict[bytes, dict[str, Any]], right: dict[bytes, dict[str, Any]]) -> list[str]:
+    """The same for trees that were described before. `left` is what was expected."""
     lines = [f"{path!r} is missing" for path in sorted(left.keys() - right.keys())]
     lines += [f"{path!r} is too much" for path in sorted(right.keys() - left.keys())]
     for path in sorted(left.keys() & right.keys()):
