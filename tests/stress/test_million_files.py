@@ -40,6 +40,12 @@ def walk(path: Path) -> int:
     return len(done.stdout)
 
 
+def peak(pid: int) -> int:
+    """The most bytes of memory that the process has had (proc(5), VmHWM)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+
+
 def mebibytes(size: int) -> str:
     return f"{size / 1048576:,.0f} MiB"
 
@@ -80,9 +86,11 @@ def test_a_million_files_are_served_at_once_and_take_little_memory(
     assert walk(mount.path) == FILES
     status = mount.status()
     figures.add(suite, "stat of all through the mount", f"{time.monotonic() - begun:,.0f} s")
-    figures.add(suite, "resident, all inodes known to the kernel", mebibytes(status["rss_bytes"]))
-    assert status["inodes"] >= FILES * 0.5  # the kernel may have dropped some by itself
-    assert status["rss_bytes"] < RESIDENT_LIMIT
+    # The kernel may have dropped some by now, if memory was short or somebody told it to.
+    inodes = f"{status['inodes']:,} inodes known to the kernel"
+    figures.add(suite, "resident after it", f"{mebibytes(status['rss_bytes'])}, {inodes}")
+    figures.add(suite, "resident at most", mebibytes(peak(status["pid"])))
+    assert peak(status["pid"]) < RESIDENT_LIMIT
 
     (mount.path / "one-more").write_text("x")
     begun = time.monotonic()
