@@ -3,28 +3,35 @@
 With the write-back cache the kernel decides what is written when, and the flags of an `open` are its business:
 it reads pages of files opened write-only, so the local file is opened read-write; it works out the offset of an
 append, so O_APPEND is not passed on (pwrite would ignore the offset, pwrite(2) BUGS); it sends fsync for O_SYNC.
+
+What can't wait is done inline. A change that may be held up by the disk, or by others who write to it, is announced
+inline and then made in a thread (`_change`). The kernel has no two changes of one page under way at a time, nor a write
+and a change of size (Linux fs/fuse/file.c: a page is not sent again before it was answered, fuse_set_nowrite), so
+threads need no order among themselves.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from fused.fs.mounts import filesystem_type
 from fused.local import layer
+from fused.local.closing import close_soon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from fused.fs.changes_protocol import ChangeSink
+    from fused.fs.changes_protocol import ChangeSink, Save
     from fused.fs.handles import FileHandle, Handles
     from fused.fs.inodes import Inode, Inodes
     from fused.fs.mtimes import ModificationTimes
     from fused.fs.reach import Reach
     from fused.fs.tree import Entry, Tree
     from fused.fs.waiting import Waiting
-    from fused.types import Caller, Fh
+    from fused.types import Caller, Fh, FileKey
 
 _NOT_PASSED_ON = os.O_APPEND | os.O_TRUNC | os.O_CREAT | os.O_EXCL | os.O_DIRECT | os.O_SYNC | os.O_DSYNC
 _PASSED_ON = os.O_ACCMODE | os.O_NOATIME
@@ -35,6 +42,20 @@ _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 MAX_READ = 1 << 20
 """The largest read request: FUSE_MAX_MAX_PAGES pages (Linux fs/fuse/fuse_i.h)."""
+
+
+T = TypeVar("T")
+
+MAX_INLINE_WRITE = 64 << 10
+"""Larger writes are made in a thread."""
+
+MAX_INLINE_CUT = 4 << 20
+"""Cutting off more than this is done in a thread."""
+
+SLOW_SECONDS = 5e-3
+PATIENCE_SECONDS = 1.0
+"""A write that took SLOW_SECONDS was held up by the kernel (balance_dirty_pages) or the disk: for PATIENCE_SECONDS
+all writes are made in threads, also small ones. A thread costs a small write twice its time."""
 
 
 class Opened(NamedTuple):
@@ -72,14 +93,15 @@ class Files:
         self._buffer = memoryview(bytearray(MAX_READ))
         self._no_nowait: dict[int, bool] = {}  # by st_dev: whether reads there are quick all the same
         self._ahead: set[int] = set()  # by Ino: the kernel shows more of these than there is, see `release`
+        self._slow_until = 0.0
 
     # Opening
 
-    def open(self, ino: int, flags: int) -> Opened:
+    async def open(self, ino: int, flags: int) -> Opened:
         """Open an existing file; with O_TRUNC it is empty afterwards."""
-        return self._open(self._inodes.get(ino), flags)
+        return await self._open(self._inodes.get(ino), flags)
 
-    def create(self, parent_ino: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Opened, Entry]:
+    async def create(self, parent_ino: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Opened, Entry]:
         """Open a file, making it if it is not there. Adds one to its lookup count."""
         self._reach.check_room()
         local_flags = (flags & ~os.O_ACCMODE & _PASSED_ON) | os.O_RDWR
@@ -96,13 +118,13 @@ class Files:
             if found is None:
                 raise
             try:
-                return self._open(self._inodes.get(found.ino), flags), found
+                return await self._open(self._inodes.get(found.ino), flags), found
             except BaseException:
                 self._inodes.forget(found.ino, 1)
                 raise
         return Opened(self._opened(fd, self._inodes.get(entry.ino), flags, entry.st).fh, direct_io=False), entry
 
-    def _open(self, inode: Inode, flags: int) -> Opened:
+    async def _open(self, inode: Inode, flags: int) -> Opened:
         self._reach.check_room()
         wants = flags & os.O_ACCMODE
         writes = wants != os.O_RDONLY or bool(flags & os.O_TRUNC)
@@ -119,7 +141,7 @@ class Files:
         handle = self._opened(fd, inode, flags, os.fstat(fd) if writes and not direct_io else None)
         if flags & os.O_TRUNC:
             try:
-                self._truncate(handle.fd, inode, 0)
+                await self._truncate(handle.fd, inode, 0)
             except BaseException:
                 self.release(handle.fh)
                 raise
@@ -147,7 +169,8 @@ class Files:
             settled = handle.mtimes.closed(handle.inode, handle.fd)
             if settled is not None:
                 self._changes.metadata(handle.key, *settled, handle.dirs)
-        self._handles.release_file(fh)
+        large = handle.changed_in_thread or handle.inode.parent is None
+        (close_soon if large else os.close)(self._handles.release_file(fh))
         if handle.inode.ino in self._ahead and not self._handles.of(handle.inode):
             self._ahead.discard(handle.inode.ino)
             return handle.inode.names()
@@ -188,49 +211,84 @@ class Files:
             return buffer[:count]
         return None
 
-    def write(self, fh: int, offset: int, data: bytes) -> int:
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write all of `data`, or raise."""
         handle = self._handles.file(fh)
-        self._changes.before_write(handle.key, handle.fd, offset, len(data), handle.dirs)
+        if self._changes.held(handle.key):
+            await self._wait_to_begin(handle.key)
+        save = self._changes.before_write(handle.key, handle.fd, offset, len(data), handle.dirs)
         if handle.mtimes is not None:
             handle.mtimes.written(handle.inode)
+        begun = perf_counter()
         try:
-            return layer.write_all(handle.fd, data, offset)
+            if save is None and len(data) <= MAX_INLINE_WRITE and begun > self._slow_until:
+                done = layer.write_all(handle.fd, data, offset)
+            else:
+                handle.changed_in_thread = True
+                fd = handle.fd
+                done = await self._change(handle.inode, save, lambda: layer.write_all(fd, data, offset))
         except OSError:
             if handle.mtimes is not None:
                 self._ahead.add(handle.inode.ino)
             raise
+        if len(data) <= MAX_INLINE_WRITE and (now := perf_counter()) - begun > SLOW_SECONDS:
+            self._slow_until = now + PATIENCE_SECONDS
+        return done
 
-    def truncate(self, ino: int, size: int, fh: int | None) -> None:
+    async def _wait_to_begin(self, key: FileKey) -> None:
+        await self._waiting.wait_for(lambda: self._changes.wait_to_begin(key))
+
+    async def _change(self, inode: Inode, save: Save | None, change: Callable[[], T]) -> T:
+        """Make a change in a thread that was announced just now."""
+
+        def work() -> T:
+            if save is not None:
+                save()
+            return change()
+
+        with self._changes.change(inode.key):
+            return await self._waiting.offload(work)
+
+    async def truncate(self, ino: int, size: int, fh: int | None) -> None:
         """Set the size, through an open file where there is one (ftruncate asks for no permission)."""
         inode = self._inodes.get(ino)
         handle = self._writable_handle(inode, fh)
         if handle is not None:
-            self._resize(handle.fd, inode, size)
+            await self._resize(handle.fd, inode, size)
             return
         try:
             fd = self._reach.open(inode, os.O_RDWR)
         except PermissionError:
             fd = self._reach.open(inode, os.O_WRONLY)
         try:
-            self._resize(fd, inode, size)
+            await self._resize(fd, inode, size)
         finally:
             os.close(fd)
 
-    def _resize(self, fd: int, inode: Inode, size: int) -> None:
+    async def _resize(self, fd: int, inode: Inode, size: int) -> None:
         # With the write-back cache the kernel leaves the times alone if the size stays (Linux fs/fuse/dir.c,
         # fuse_do_setattr), and does not ask for ours. ext4 would set them, and they would show at some later time.
         if self._mtimes is None or os.fstat(fd).st_size != size:
-            self._truncate(fd, inode, size)
+            await self._truncate(fd, inode, size)
 
     def _writable_handle(self, inode: Inode, fh: int | None) -> FileHandle | None:
         if fh is not None:
             return self._handles.file(fh)
         return next((handle for handle in self._handles.of(inode) if handle.writable), None)
 
-    def _truncate(self, fd: int, inode: Inode, size: int) -> None:
-        self._changes.before_truncate(inode.key, fd, size, self._tree.dirs_above(inode))
-        os.ftruncate(fd, size)
+    async def _truncate(self, fd: int, inode: Inode, size: int) -> None:
+        if self._changes.held(inode.key):
+            await self._wait_to_begin(inode.key)
+        large = os.fstat(fd).st_size - size > MAX_INLINE_CUT
+        save = self._changes.before_truncate(inode.key, fd, size, self._tree.dirs_above(inode))
+        if save is None and not large:
+            os.ftruncate(fd, size)
+        else:
+            ours = os.dup(fd)  # a handle that we were not given may be released meanwhile
+            try:
+                await self._change(inode, save, lambda: os.ftruncate(ours, size))
+            finally:
+                os.close(ours)
         if self._mtimes is not None:
             self._mtimes.written(inode)
 

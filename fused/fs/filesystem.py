@@ -54,7 +54,7 @@ class FileSystem:
         max_cached = min(MAX_CACHED, limit // 4)
         self.reach = Reach(root_fd, self.inodes, self.handles, max_cached=max_cached)
         self.waiting = Waiting()
-        self.tree = Tree(self.inodes, self.handles, self.reach, changes, NewOwner(private=private))
+        self.tree = Tree(self.inodes, self.handles, self.reach, changes, self.waiting, NewOwner(private=private))
         mtimes = None if write_through else ModificationTimes()
         self.files = Files(
             self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, mtimes, private=private

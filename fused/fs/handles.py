@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class FileHandle:
     """An open file. Owns `fd`."""
 
-    __slots__ = ("dirs", "fd", "fh", "inode", "key", "mtimes", "writable")
+    __slots__ = ("changed_in_thread", "dirs", "fd", "fh", "inode", "key", "mtimes", "writable")
 
     def __init__(self, fh: Fh, fd: int, inode: Inode, *, writable: bool, dirs: Dirs) -> None:
         self.fh = fh
@@ -31,6 +31,8 @@ class FileHandle:
         self.dirs = dirs
         self.mtimes: ModificationTimes | None = None
         """Where the writes of this handle are to be noted; None if the kernel does not keep account of them."""
+        self.changed_in_thread = False
+        """Whether any of its writes was too large, or the disk too busy, to make it at once."""
 
 
 class DirHandle:
@@ -105,15 +107,15 @@ class Handles:
         """The open files of an inode; not to be changed by the caller."""
         return self._by_inode.get(inode.ino, [])
 
-    def release_file(self, fh: int) -> None:
-        """Close an open file."""
+    def release_file(self, fh: int) -> int:
+        """Take out an open file; returns its descriptor, which the caller closes."""
         handle = self.file(fh)
         del self._files[handle.fh]
         same = self._by_inode[handle.inode.ino]
         same.remove(handle)
         if not same:
             del self._by_inode[handle.inode.ino]
-        os.close(handle.fd)
+        return handle.fd
 
     def release_directory(self, fh: int) -> None:
         """Close an open directory."""
@@ -124,6 +126,6 @@ class Handles:
     def close(self) -> None:
         """Close everything, when the mount is gone."""
         for fh in list(self._files):
-            self.release_file(fh)
+            os.close(self.release_file(fh))
         for fh in list(self._directories):
             self.release_directory(fh)

@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import trio
 
 from fused.fs.attrs import NewAttrs
 from fused.fs.replies import handler, waiting_handler
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 CACHE_SECONDS = 86_400.0
 """How long the kernel may keep names and attributes. We are the only way to the files, so it is never wrong; a day is
 as good as for ever."""
+
+
+FORGOTTEN_AT_ONCE = 256
+"""About a millisecond."""
 
 
 def _fill(reply: pyfuse3.EntryAttributes, ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
@@ -78,6 +83,7 @@ class Handlers(pyfuse3.Operations):
         self._files = fs.files
         self._attributes = fs.attributes
         self._make_room = fs.reach.give_back
+        self._waiting = fs.waiting
         self._on_init = on_init
         self._listed = _new_reply()  # filled anew for each entry of a listing; pyfuse3 copies it out
 
@@ -95,8 +101,12 @@ class Handlers(pyfuse3.Operations):
         return _no_entry() if entry is None else _entry(entry)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for ino, count in inode_list:
-            self._inodes.forget(ino, count)
+        # The kernel may give back tens of thousands at once, in any order with other requests.
+        for start in range(0, len(inode_list), FORGOTTEN_AT_ONCE):
+            if start:
+                await self._waiting.wait_for(trio.lowlevel.checkpoint)
+            for ino, count in inode_list[start : start + FORGOTTEN_AT_ONCE]:
+                self._inodes.forget(ino, count)
 
     @handler
     def mknod(
@@ -146,8 +156,8 @@ class Handlers(pyfuse3.Operations):
     def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return _entry(self._attributes.getattr(inode))
 
-    @handler
-    def setattr(
+    @waiting_handler
+    async def setattr(
         self,
         inode: int,
         attr: pyfuse3.EntryAttributes,
@@ -156,7 +166,7 @@ class Handlers(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         if fields.update_size:
-            self._files.truncate(inode, attr.st_size, fh)
+            await self._files.truncate(inode, attr.st_size, fh)
         new = NewAttrs(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -210,15 +220,15 @@ class Handlers(pyfuse3.Operations):
 
     # Contents
 
-    @handler
-    def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return _file_info(self._files.open(inode, flags))
+    @waiting_handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return _file_info(await self._files.open(inode, flags))
 
-    @handler
-    def create(
+    @waiting_handler
+    async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        opened, entry = self._files.create(parent_inode, name, mode, flags, _caller(ctx))
+        opened, entry = await self._files.create(parent_inode, name, mode, flags, _caller(ctx))
         return _file_info(opened), _entry(entry)
 
     @waiting_handler
@@ -226,9 +236,9 @@ class Handlers(pyfuse3.Operations):
         # pyfuse3 says bytes and takes any buffer.
         return await self._files.read(fh, off, size)  # type: ignore[return-value]
 
-    @handler
-    def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self._files.write(fh, off, buf)
+    @waiting_handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._files.write(fh, off, buf)
 
     @handler
     def flush(self, fh: int) -> None:
@@ -255,8 +265,10 @@ class Handlers(pyfuse3.Operations):
     def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         return self._tree.opendir(inode)
 
-    @handler
-    def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+    @waiting_handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if start_id == 0:
+            await self._tree.list(fh)
         for entry in self._tree.entries(fh, start_id):
             reply = _fill(self._listed, entry.ino, entry.st)
             if not pyfuse3.readdir_reply(token, entry.name, reply, entry.next_id):

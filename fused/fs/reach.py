@@ -15,6 +15,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from fused.local import layer
+from fused.local.closing import close_soon
 
 if TYPE_CHECKING:
     from fused.fs.handles import Handles
@@ -231,7 +232,7 @@ class Reach:
         self._close_directory(inode)
         fd = self._orphans.pop(inode.ino, None)
         if fd is not None:
-            os.close(fd)
+            close_soon(fd)
 
     def _close_directory(self, inode: Inode) -> None:
         fd = self._dir_fds.pop(inode.ino, None)

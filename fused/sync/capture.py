@@ -70,9 +70,9 @@ class Capturer:
         Each comes back with its memo once its blocks are on their way. Worker thread. Raises what the outbox raises.
         """
         wanted = list(children)
-        keys = [c.key for c in wanted if not self.changes.frozen_file(c.key)]
+        keys = {c.key for c in wanted if not self.changes.frozen_file(c.key)}
         if keys:
-            trio.from_thread.run_sync(self.changes.adopt, keys)
+            trio.from_thread.run(self.changes.adopt, keys)
         linked: dict[FileKey, FileMemo] = {}  # two names of one file have one content, of one instant
         for child in wanted:
             if child.key in linked:
@@ -126,5 +126,5 @@ class Capturer:
             except ChangedTooFast:
                 log.debug("a file changed faster than it could be captured; again")
                 self.changes.captured(child.key, stored=False)
-                trio.from_thread.run_sync(self.changes.adopt, [child.key])
+                trio.from_thread.run(self.changes.adopt, {child.key})
         return ingest(fd, self.changes.capture(child.key, fd), memo, self.seal, self.outbox.put)

@@ -7,13 +7,16 @@ How it works
 ------------
 The file-system layer tells us of every change *before* it makes it, on the trio thread, with no
 `await` between the call and the system call. So on that thread a change is atomic: `freeze`, which
-runs there too, falls before or after it, never into it.
+runs there too, falls before or after it, never into it. A change of content that may take long is
+announced there as well and then made in a thread; `settled` sees to it that no instant falls into one
+(`inflight.py`).
 
 `freeze` marks an instant T. All that was dirty at T moves into the *frozen* generation and a new,
 empty one begins. From then until `thaw`, a change to something frozen that has not been captured
 yet first saves what is about to be lost: the chunks of a file that a write will overwrite, the
-listing of a directory that will change, a descriptor of a file or directory whose name goes. The
-snapshot thread reads at leisure and sees the tree as it was at T. Copy-on-write, like a
+listing of a directory that will change, a descriptor of a file or directory whose name goes. Chunks are saved by the
+thread that makes the change, right before it: `before_write` and `before_truncate` return the
+function that does so. The snapshot thread reads at leisure and sees the tree as it was at T. Copy-on-write, like a
 block-level snapshot. It costs nothing while nobody writes to what is being captured, and it never
 makes a writer wait for the snapshot. This is why a live database comes out whole: its main file
 and its journal are seen at the same instant.
@@ -23,10 +26,12 @@ Races, and why they are none
 1. Snapshot thread reads chunk i while a write to i begins. The writer saves i (from the old
    content) before it writes. The reader looks for a saved copy *after* its own read: if there is
    one, the read may be torn and the copy is the truth; if there is none, no write to i had begun
-   when the read ended. (`FileCapture.read`, `FileCapture.save`)
+   when the read ended. Two writes to i at once: one saves it, the other waits for that before it
+   writes. (`FileCapture.read`, `FileCapture.save`)
 2. Writer between `before_write` and `pwrite` while the snapshot thread begins with the file. The
    file's instant was fixed on the trio thread (`freeze` or `adopt`), so the writer either finished
-   before it or sees the file frozen and saves. Hence `adopt` must run on the trio thread.
+   before it or sees the file frozen and saves. Hence `adopt` must run on the trio thread, and both
+   within `settled`.
 3. Directory listed by the snapshot thread while a name changes: as with chunks. Whoever is about to
    change it saves a listing first; the snapshot thread looks for that after its own. (`listing`)
 
@@ -39,12 +44,20 @@ from __future__ import annotations
 import os
 import stat as stat_
 import threading
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from fused.dag.chunker import CHUNK
 from fused.sync.frozen import ChangedTooFast, DirtyFile, FileCapture, Frozen, ListedEntry, list_directory
+from fused.sync.inflight import InFlight
 from fused.types import FileKey, Stat
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+Save = Callable[[], None]
+"""Saves what a change is about to destroy. To be called right before the change, by whoever makes it, in any thread."""
 
 Dirs = Callable[[], Iterable[FileKey]]
 """The keys of all directories that contain something by its known names, nearest first."""
@@ -75,6 +88,7 @@ class ChangeLog:
         self._carries: dict[FileKey, tuple[Stat, Stat]] = {}
         self._gone: list[FileKey] = []
         self._linked: set[FileKey] = set()
+        self._in_flight = InFlight()
         self.serial = 0
         """Grows with every change; two equal readings mean that nothing changed in between."""
         self.on_first_change: Callable[[], None] | None = None
@@ -82,11 +96,22 @@ class ChangeLog:
 
     # --- told by fs: trio thread, before the change -----------------------------------------------------------
 
-    def before_write(self, key: FileKey, fd: int, offset: int, length: int, dirs: Dirs) -> None:
+    def held(self, key: FileKey) -> bool:
+        """Whether `wait_to_begin` would wait."""
+        return self._in_flight.held(key)
+
+    async def wait_to_begin(self, key: FileKey) -> None:
+        """Wait while an instant of the file is being fixed: before a change that a thread may have to make."""
+        await self._in_flight.wait_to_begin(key)
+
+    def change(self, key: FileKey) -> AbstractContextManager[None]:
+        """For the time that a thread makes a change of the file's content that was just announced."""
+        return self._in_flight.change(key)
+
+    def before_write(self, key: FileKey, fd: int, offset: int, length: int, dirs: Dirs) -> Save | None:
         """Bytes offset…offset+length of the file open at `fd` will be overwritten or appended."""
         with self._lock:
-            if self._frozen is not None:
-                self._frozen.save(key, fd, offset, offset + length)
+            save = self._save(key, fd, offset, offset + length)
             dirty = self._mark(key, fd, dirs)
             dirty.end = max(dirty.end, offset + length)
             if dirty.chunks is not None and length:
@@ -95,14 +120,22 @@ class ChangeLog:
                     dirty.chunks.add(first)
                 else:
                     dirty.chunks.update(range(first, last + 1))
+        return save
 
-    def before_truncate(self, key: FileKey, fd: int, size: int, dirs: Dirs) -> None:
+    def before_truncate(self, key: FileKey, fd: int, size: int, dirs: Dirs) -> Save | None:
         """The file open at `fd` will be cut or extended to `size` bytes."""
         with self._lock:
-            if self._frozen is not None:
-                self._frozen.save(key, fd, size, 1 << 63)
+            save = self._save(key, fd, size, 1 << 63)
             dirty = self._mark(key, fd, dirs)
             dirty.cut = size if dirty.cut is None else min(dirty.cut, size)
+        return save
+
+    def _save(self, key: FileKey, fd: int, start: int, stop: int) -> Save | None:
+        """What saves bytes start…stop, if that is needed."""
+        capture = self._frozen.capture(key, fd) if self._frozen is not None else None
+        if capture is None or not capture.wants(start, stop):
+            return None
+        return partial(capture.save, fd, start, stop)
 
     def before_add(self, dir_key: FileKey, dir_fd: int, dirs: Dirs) -> None:
         """A name will appear in the directory open at `dir_fd`."""
@@ -145,7 +178,8 @@ class ChangeLog:
                 self._linked.add(key)
             if stat_.S_ISDIR(after.st_mode):
                 self._dirs.add(key)
-            elif stat_.S_ISREG(after.st_mode):
+            elif stat_.S_ISREG(after.st_mode) and key not in self._in_flight:
+                # While a thread writes to the file, the two stats may differ by that as well.
                 was, now = Stat.of(before), Stat.of(after)
                 earlier = self._carries.get(key)
                 self._carries[key] = (earlier[0] if earlier is not None and earlier[1] == was else was, now)
@@ -171,7 +205,7 @@ class ChangeLog:
     # --- used by sync ---------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        """Fix the instant T: all that is dirty now will be captured as it is now. Trio thread.
+        """Fix the instant T: all that is dirty now will be captured as it is now. Trio thread, within `settled`.
 
         `thaw` ends it. Files that were adopted and not captured are dirty again first.
         """
@@ -184,8 +218,16 @@ class ChangeLog:
             frozen.tree = True
             self._frozen = frozen
 
-    def adopt(self, keys: Iterable[FileKey]) -> None:
+    def settled(self, keys: Collection[FileKey] | None = None) -> AbstractAsyncContextManager[None]:
+        """For a `with` block without `await`: no thread is changing the content of these files (None: of any)."""
+        return self._in_flight.settled(keys)
+
+    async def adopt(self, keys: Collection[FileKey]) -> None:
         """Fix the instant of single files, outside or inside of a generation. Trio thread."""
+        async with self.settled(keys):
+            self._adopt(keys)
+
+    def _adopt(self, keys: Iterable[FileKey]) -> None:
         with self._lock:
             if self._frozen is None:
                 self._frozen = Frozen(self._spill_directory)

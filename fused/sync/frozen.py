@@ -10,12 +10,14 @@ import logging
 import os
 import stat as stat_
 import tempfile
+import threading
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from fused.dag.chunker import CHUNK, chunk_count
+from fused.local.closing import close_all
 from fused.types import FileKey, Stat, key_of
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ SAVED_AT_MOST = 1024 * CHUNK
 at a later instant: still content that it really had, but no longer of the same instant as its peers."""
 
 SAVED_AT_ONCE = 64 * CHUNK
-"""Bytes that one change may cost to save; it happens on the thread that serves requests."""
+"""Bytes that one change may cost to save: the program that makes it waits meanwhile."""
 
 KEPT_AT_MOST = 1024
 """Descriptors kept of files and directories whose names went while they were frozen."""
@@ -83,13 +85,19 @@ class ChangedTooFast(Exception):
 
 
 class _Spill:
-    """Saved chunks of one generation: in memory, then in an unlinked temporary file."""
+    """Saved chunks of one generation: in memory, then in an unlinked temporary file.
+
+    `saving` is held by the thread that saves: one at a time, so that no chunk is saved twice. `close` does not wait
+    for it.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._fd = -1
         self._end = 0
         self._in_memory = 0
+        self._closed = False
+        self.saving = threading.Lock()
         self.total = 0
 
     def keep(self, data: bytes) -> bytes | tuple[int, int]:
@@ -114,9 +122,23 @@ class _Spill:
             return kept
         return os.pread(self._fd, kept[1], kept[0])
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody asks for what was saved any more."""
+        return self._closed
+
     def close(self) -> None:
-        """Drop everything."""
-        if self._fd >= 0:
+        """Drop everything; at the end of the save under way, if there is one."""
+        self._closed = True
+        if self.saving.acquire(blocking=False):
+            try:
+                self.drop_if_closed()
+            finally:
+                self.saving.release()
+
+    def drop_if_closed(self) -> None:
+        """With `saving` held: what a save must end with, as `close` may have come meanwhile."""
+        if self._closed and self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
@@ -178,16 +200,23 @@ class FileCapture:
             raise ChangedTooFast
         self._passed = max(self._passed, index + 1)
 
+    def wants(self, start: int, stop: int) -> bool:
+        """Whether anything of bytes start…stop is still to be saved."""
+        return next(self._unsaved(start, stop), None) is not None
+
     def save(self, fd: int, start: int, stop: int) -> None:
-        """Save what bytes start…stop are now, where that is still needed. Trio thread, before the change."""
-        stop = min(stop, self.size)
-        if start >= stop or self._broken:
-            return
-        unsaved = self._unsaved(start // CHUNK, (stop - 1) // CHUNK + 1)
-        # One more than there may be is enough to know: a file may have millions of chunks.
-        wanted = list(islice(unsaved, SAVED_AT_ONCE // CHUNK + 1))
-        if not wanted:
-            return
+        """Save what bytes start…stop are now, where that is still needed. In any thread, before the change.
+
+        If another thread is saving the same chunk, its copy is waited for: this one might read what that one's change
+        has made of it.
+        """
+        with self._spill.saving:
+            if not self._spill.closed:
+                # One more than there may be is enough to know: a file may have millions of chunks.
+                self._save(fd, list(islice(self._unsaved(start, stop), SAVED_AT_ONCE // CHUNK + 1)))
+                self._spill.drop_if_closed()
+
+    def _save(self, fd: int, wanted: list[int]) -> None:
         if len(wanted) * CHUNK > SAVED_AT_ONCE or self._spill.total + len(wanted) * CHUNK > SAVED_AT_MOST:
             self._broken = True
             return
@@ -199,9 +228,13 @@ class FileCapture:
             log.debug("old content not saved: %s", exc)
             self._broken = True
 
-    def _unsaved(self, first: int, stop: int) -> Iterator[int]:
-        """Chunks of first…stop that will still be read and were not saved."""
-        first = max(first, self._passed)
+    def _unsaved(self, start: int, stop: int) -> Iterator[int]:
+        """The chunks of bytes start…stop that will still be read and were not saved."""
+        stop = min(stop, self.size)
+        if start >= stop or self._broken:
+            return
+        first = max(start // CHUNK, self._passed)
+        stop = (stop - 1) // CHUNK + 1
         needed = self._needed
         for at in range(bisect_right(needed, first, key=lambda chunks: chunks.stop), len(needed)):
             if needed[at].start >= stop:
@@ -246,12 +279,6 @@ class Frozen:
             capture = self.captures[key] = FileCapture(self.files[key], os.fstat(fd), self._spill)
         return capture
 
-    def save(self, key: FileKey, fd: int, start: int, stop: int) -> None:
-        """Bytes start…stop of the file open at `fd` are about to change."""
-        capture = self.capture(key, fd)
-        if capture is not None:
-            capture.save(fd, start, stop)
-
     def save_listing(self, dir_key: FileKey, dir_fd: int) -> None:
         """The names in the directory open at `dir_fd` are about to change."""
         if dir_key not in self.listings:
@@ -277,6 +304,5 @@ class Frozen:
 
     def close(self) -> None:
         """Drop everything that was saved and kept."""
-        for fd in self.kept.values():
-            os.close(fd)
+        close_all(list(self.kept.values()))
         self._spill.close()

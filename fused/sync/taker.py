@@ -95,11 +95,12 @@ class Taker:
         `at_freeze` is called at the instant T.
         """
         await self._thread(self._prepare)
-        # The instant T: no checkpoint among these.
-        at_freeze()
-        self._changes.freeze()
-        carries, gone = self._changes.take_carries(), self._changes.take_gone()
-        time_ns = time.time_ns()
+        async with self._changes.settled():
+            # The instant T: no checkpoint among these.
+            at_freeze()
+            self._changes.freeze()
+            carries, gone = self._changes.take_carries(), self._changes.take_gone()
+            time_ns = time.time_ns()
         await self._thread(self._carry, carries, gone)
         root = await self._with_outbox(self._encode_thread)
         same = last is not None and (last.tree, last.meta) == (root.tree, root.meta)

@@ -6,19 +6,31 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fused.fs import files
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import NullChangeSink
 from fused.fs.filesystem import FileSystem
 from fused.local import layer
 from fused.types import Caller
+from tests.support.inline import inline
 
 CALLER = Caller(0, 0, 1, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_writes_are_inline() -> Iterator[None]:
+    """Also on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "SLOW_SECONDS", float("inf"))
+        yield
+
 
 # Few names, so that operations meet.
 names = st.sampled_from([b"a", b"b", b"c"])
@@ -142,7 +154,7 @@ class Ours:
         return ino
 
     def create(self, path: Path_) -> object:
-        opened, _ = self.fs.files.create(self._parent(path), path[-1], 0o644, os.O_RDONLY | os.O_EXCL, CALLER)
+        opened, _ = inline(self.fs.files.create(self._parent(path), path[-1], 0o644, os.O_RDONLY | os.O_EXCL, CALLER))
         self.fs.files.release(opened.fh)
         return None
 
@@ -172,13 +184,14 @@ class Ours:
 
     def list(self, path: Path_) -> object:
         fh = self.fs.tree.opendir(self._must_be(path, stat.S_IFDIR))
+        inline(self.fs.tree.list(fh))
         listed = [entry.name for entry in self.fs.tree.entries(fh, 0)]
         assert listed[:2] == [b".", b".."]
         self.fs.tree.releasedir(fh)
         return sorted(listed[2:])
 
     def read(self, path: Path_) -> object:
-        fh = self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_RDONLY).fh
+        fh = inline(self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_RDONLY)).fh
         coroutine = self.fs.files.read(fh, 0, 4096)
         try:
             coroutine.send(None)
@@ -189,13 +202,13 @@ class Ours:
         raise AssertionError("a small file just written had to be waited for")
 
     def write(self, path: Path_, offset: int, data: bytes) -> object:
-        fh = self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_WRONLY).fh
-        count = self.fs.files.write(fh, offset, data)
+        fh = inline(self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_WRONLY)).fh
+        count = inline(self.fs.files.write(fh, offset, data))
         self.fs.files.release(fh)
         return count
 
     def truncate(self, path: Path_, size: int) -> object:
-        self.fs.files.truncate(self._must_be(path, stat.S_IFREG), size, None)
+        inline(self.fs.files.truncate(self._must_be(path, stat.S_IFREG), size, None))
         return None
 
     def chmod(self, path: Path_, mode: int) -> object:

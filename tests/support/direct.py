@@ -56,7 +56,9 @@ class DirectFs:
         fd = os.open(place, os.O_RDWR)
         try:
             key = key_of(os.fstat(fd))
-            self._changes.before_write(key, fd, offset, len(data), self._dirs_of(place))
+            save = self._changes.before_write(key, fd, offset, len(data), self._dirs_of(place))
+            if save is not None:
+                save()
             os.pwrite(fd, data, offset)
         finally:
             os.close(fd)
@@ -66,7 +68,9 @@ class DirectFs:
         place = self.root / path
         fd = os.open(place, os.O_RDWR)
         try:
-            self._changes.before_truncate(key_of(os.fstat(fd)), fd, size, self._dirs_of(place))
+            save = self._changes.before_truncate(key_of(os.fstat(fd)), fd, size, self._dirs_of(place))
+            if save is not None:
+                save()
             os.ftruncate(fd, size)
         finally:
             os.close(fd)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from fused.fs import files
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import ChangeSink, Dirs
 from fused.fs.filesystem import FileSystem
 from fused.local.layer import RENAME_EXCHANGE, RENAME_NOREPLACE
 from fused.types import Caller, FileKey
+from tests.support.inline import inline
 
 CALLER = Caller(0, 0, 1, 0)
 
@@ -29,8 +32,8 @@ class Recorder:
         """The path of a key, as long as it has one."""
         if key == (os.stat(self.root).st_dev, os.stat(self.root).st_ino):
             return "."
-        for top, directories, files in os.walk(self.root):
-            for entry in (*directories, *files):
+        for top, directories, others in os.walk(self.root):
+            for entry in (*directories, *others):
                 st = os.lstat(os.path.join(top, entry))
                 if (st.st_dev, st.st_ino) == key:
                     return os.path.relpath(os.path.join(top, entry), self.root)
@@ -38,6 +41,18 @@ class Recorder:
 
     def above(self, dirs: Dirs) -> list[str]:
         return [self.name(key) for key in dirs()]
+
+    def held(self, key: FileKey) -> bool:
+        return False
+
+    async def wait_to_begin(self, key: FileKey) -> None:
+        raise AssertionError("nothing is held")
+
+    @contextmanager
+    def change(self, key: FileKey) -> Iterator[None]:
+        self.heard.append(("begins", self.name(key)))
+        yield
+        self.heard.append(("ends", self.name(key)))
 
     def before_write(self, key: FileKey, fd: int, offset: int, length: int, dirs: Dirs) -> None:
         self.heard.append(("write", os.pread(fd, 100, 0), offset, length, self.above(dirs)))
@@ -103,7 +118,8 @@ class Setup:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Iterator[Setup]:
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setup]:
+    monkeypatch.setattr(files, "SLOW_SECONDS", float("inf"))  # also on a busy machine small writes are inline here
     made = Setup(tmp_path)
     yield made
     made.close()
@@ -113,10 +129,10 @@ ABOVE = ["a/b", "a", "."]
 
 
 def test_writing_and_truncating(setup: Setup) -> None:
-    fh = setup.fs.files.open(setup.file, os.O_WRONLY).fh
-    setup.fs.files.write(fh, 3, b"XYZ")
-    setup.fs.files.truncate(setup.file, 4, None)
-    setup.fs.files.truncate(setup.file, 5, fh)
+    fh = inline(setup.fs.files.open(setup.file, os.O_WRONLY)).fh
+    inline(setup.fs.files.write(fh, 3, b"XYZ"))
+    inline(setup.fs.files.truncate(setup.file, 4, None))
+    inline(setup.fs.files.truncate(setup.file, 5, fh))
     assert setup.sink.take() == [
         ("write", b"content", 3, 3, ABOVE),
         ("truncate", b"conXYZt", 4, ABOVE),
@@ -124,26 +140,28 @@ def test_writing_and_truncating(setup: Setup) -> None:
     ]
     setup.fs.files.release(fh)
     setup.sink.take()
-    setup.fs.files.release(setup.fs.files.open(setup.file, os.O_WRONLY | os.O_TRUNC).fh)
+    setup.fs.files.release(inline(setup.fs.files.open(setup.file, os.O_WRONLY | os.O_TRUNC)).fh)
     assert setup.sink.take()[0] == ("truncate", b"conX\0", 0, ABOVE)
 
 
 def test_truncating_without_a_handle(setup: Setup) -> None:
-    setup.fs.files.truncate(setup.file, 2, None)
+    inline(setup.fs.files.truncate(setup.file, 2, None))
     assert setup.sink.take() == [("truncate", b"content", 2, ABOVE)]
     assert setup.fs.handle_count() == 0
 
 
 def test_opening_and_reading_say_nothing(setup: Setup) -> None:
-    setup.fs.files.release(setup.fs.files.open(setup.file, os.O_RDWR).fh)
-    list(setup.fs.tree.entries(setup.fs.tree.opendir(setup.b), 0))
+    setup.fs.files.release(inline(setup.fs.files.open(setup.file, os.O_RDWR)).fh)
+    listing = setup.fs.tree.opendir(setup.b)
+    inline(setup.fs.tree.list(listing))
+    assert [entry.name for entry in setup.fs.tree.entries(listing, 0)][:2] == [b".", b".."]
     setup.fs.attributes.getattr(setup.file)
     assert setup.sink.take() == []
 
 
 def test_making(setup: Setup) -> None:
     tree = setup.fs.tree
-    opened, _ = setup.fs.files.create(setup.b, b"new", 0o644, os.O_WRONLY, CALLER)
+    opened, _ = inline(setup.fs.files.create(setup.b, b"new", 0o644, os.O_WRONLY, CALLER))
     setup.fs.files.release(opened.fh)
     tree.mknod(setup.b, b"node", stat.S_IFREG | 0o600, 0, CALLER)
     tree.mknod(setup.b, b"fifo", stat.S_IFIFO | 0o600, 0, CALLER)
@@ -229,7 +247,7 @@ def test_renaming_a_directory(setup: Setup) -> None:
         ("add", ["a"], ["."]),
         ("metadata", "z", [], ["."]),
     ]
-    setup.fs.files.truncate(setup.file, 0, None)
+    inline(setup.fs.files.truncate(setup.file, 0, None))
     assert setup.sink.take() == [("truncate", b"content", 0, ["z", "."])]
 
 
@@ -252,18 +270,18 @@ def test_changing_attributes(setup: Setup) -> None:
 
 
 def test_an_unlinked_open_file_is_in_no_directory(setup: Setup) -> None:
-    fh = setup.fs.files.open(setup.file, os.O_RDWR).fh
+    fh = inline(setup.fs.files.open(setup.file, os.O_RDWR)).fh
     setup.fs.tree.unlink(setup.b, b"file")
     setup.sink.take()
-    setup.fs.files.write(fh, 0, b"more")
+    inline(setup.fs.files.write(fh, 0, b"more"))
     assert setup.sink.take() == [("write", b"content", 0, 4, [])]
     assert setup.fs.writers() == []
     setup.fs.files.release(fh)
 
 
 def test_the_mtime_set_back_on_release_is_announced(setup: Setup) -> None:
-    fh = setup.fs.files.open(setup.file, os.O_WRONLY).fh
-    setup.fs.files.write(fh, 0, b"x")
+    fh = inline(setup.fs.files.open(setup.file, os.O_WRONLY)).fh
+    inline(setup.fs.files.write(fh, 0, b"x"))
     setup.sink.take()
     setup.fs.files.release(fh)
     assert setup.sink.take() == [("metadata", "a/b/file", ["st_mtime_ns"], ABOVE)]
@@ -278,7 +296,7 @@ def test_a_failed_operation_changes_nothing(setup: Setup, failing: str) -> None:
         "rename": lambda: tree.rename(1, b"a", setup.b, b"inside", 0),
         "link": lambda: tree.link(setup.file, setup.a, b"other"),
         "mkdir": lambda: tree.mkdir(setup.a, b"b", 0o755, CALLER),
-        "create": lambda: setup.fs.files.create(setup.a, b"other", 0o644, os.O_RDWR | os.O_EXCL, CALLER),
+        "create": lambda: inline(setup.fs.files.create(setup.a, b"other", 0o644, os.O_RDWR | os.O_EXCL, CALLER)),
     }
     before = (len(setup.fs.inodes), len(os.listdir("/proc/self/fd")))
     with pytest.raises(OSError, match="Errno"):

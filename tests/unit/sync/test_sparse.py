@@ -152,9 +152,11 @@ async def test_cutting_a_huge_file_while_it_is_stored_makes_nobody_wait(covered:
     fd = os.open(covered.root / "huge", os.O_RDWR)
     try:
         key = key_of(os.fstat(fd))
-        covered.changes.adopt([key])
+        await covered.changes.adopt([key])
         capture = covered.changes.capture(key, fd)
-        covered.changes.before_truncate(key, fd, 0, lambda: [])
+        save = covered.changes.before_truncate(key, fd, 0, lambda: [])
+        assert save is not None
+        save()
         with pytest.raises(ChangedTooFast):
             capture.read(fd, 0)
     finally:

@@ -1,0 +1,181 @@
+"""What may take long does not keep other requests from being answered."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from fused.fs import files, tree
+from fused.fs.changes_protocol import Dirs, NullChangeSink, Save
+from fused.fs.filesystem import FileSystem
+from fused.fs.operations import FORGOTTEN_AT_ONCE, Handlers
+from fused.local import closing
+from fused.types import Caller, FileKey
+from tests.support.poll import wait_until
+
+CALLER = Caller(os.getuid(), os.getgid(), os.getpid(), 0)
+MIB = 1 << 20
+
+
+class SlowDisk(NullChangeSink):
+    """Whoever has something to save before a change waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.waited = False
+
+    def _wait(self) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        self.waited = self.go_on.wait(60)
+
+    def before_write(self, key: FileKey, fd: int, offset: int, length: int, dirs: Dirs) -> Save | None:
+        return self._wait
+
+    def before_truncate(self, key: FileKey, fd: int, size: int, dirs: Dirs) -> Save | None:
+        return self._wait
+
+
+@pytest.fixture
+def disk() -> Iterator[SlowDisk]:
+    made = SlowDisk()
+    yield made
+    made.go_on.set()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., FileSystem]]:
+    made = []
+    covered = tmp_path / "covered"
+    covered.mkdir()
+    fd = os.open(covered, os.O_PATH)
+
+    def maker(changes: NullChangeSink) -> FileSystem:
+        made.append(FileSystem(fd, changes, private=True, write_through=False, read_only=False))
+        return made[-1]
+
+    yield maker
+    for fs in made:
+        fs.close()
+    os.close(fd)
+
+
+async def test_others_are_answered_while_old_content_is_saved(make: Callable[..., FileSystem], disk: SlowDisk) -> None:
+    fs = make(disk)
+    opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
+    with trio.fail_after(60):
+        for change in (
+            lambda: fs.files.write(opened.fh, 0, b"x" * 10),
+            lambda: fs.files.truncate(entry.ino, 5, None),
+            lambda: fs.files.open(entry.ino, os.O_RDWR | os.O_TRUNC),
+        ):
+            disk.go_on.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(change)
+                await trio.testing.wait_all_tasks_blocked()
+                other, _ = await fs.files.create(1, b"other", 0o600, os.O_RDWR, CALLER)
+                fs.files.release(other.fh)
+                assert fs.tree.lookup(1, b"other") is not None
+                fs.tree.unlink(1, b"other")
+                disk.go_on.set()
+            assert disk.waited
+
+
+async def test_large_writes_and_cuts_are_made_in_threads_and_small_ones_inline(
+    make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SLOW_SECONDS", float("inf"))
+    fs = make(NullChangeSink())
+    opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
+    offloaded = 0
+    offload = fs.waiting.offload
+
+    async def counting(function: Callable[[], object]) -> object:
+        nonlocal offloaded
+        offloaded += 1
+        return await offload(function)
+
+    monkeypatch.setattr(fs.waiting, "offload", counting)
+    await fs.files.write(opened.fh, 0, b"x" * files.MAX_INLINE_WRITE)
+    await fs.files.truncate(entry.ino, 64 * MIB, opened.fh)
+    await fs.files.truncate(entry.ino, 64 * MIB - files.MAX_INLINE_CUT, opened.fh)
+    assert offloaded == 0
+    await fs.files.write(opened.fh, 0, b"y" * (files.MAX_INLINE_WRITE + 1))
+    await fs.files.truncate(entry.ino, 0, None)
+    assert offloaded == 2
+    assert os.fstat(fs.handles.file(opened.fh).fd).st_size == 0
+
+
+async def test_small_writes_go_to_threads_for_a_while_once_one_was_held_up(
+    make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 1e6)
+    fs = make(NullChangeSink())
+    opened, _ = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
+    await fs.files.write(opened.fh, 0, b"one")
+    assert not fs.handles.file(opened.fh).changed_in_thread
+    await fs.files.write(opened.fh, 3, b"two")
+    assert fs.handles.file(opened.fh).changed_in_thread
+    assert os.pread(fs.handles.file(opened.fh).fd, 10, 0) == b"onetwo"
+
+
+async def test_a_large_removed_file_is_let_go_of_in_a_thread(
+    make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "LARGE_BLOCKS", 0)
+    fs = make(NullChangeSink())
+    opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
+    await fs.files.write(opened.fh, 0, b"x" * MIB)
+    fs.tree.unlink(1, b"f")
+    descriptors = [os.path.realpath(f"/proc/self/fd/{fs.handles.file(opened.fh).fd}")]
+    fs.files.release(opened.fh)
+    fs.inodes.forget(entry.ino, 1)
+    assert fs.reach.orphan_count() == 0
+
+    def let_go() -> bool:
+        return not any(os.path.realpath(f"/proc/self/fd/{fd}") in descriptors for fd in os.listdir("/proc/self/fd"))
+
+    await trio.to_thread.run_sync(lambda: wait_until(let_go, "the file to be closed", 30))
+
+
+async def test_a_large_directory_is_listed_in_a_thread(
+    make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "MAX_LISTED_INLINE", 0)
+    fs = make(NullChangeSink())
+    fs.tree.mkdir(1, b"sub", 0o700, CALLER)
+    waited = False
+
+    def before_wait() -> None:
+        nonlocal waited
+        waited = True
+
+    fs.waiting.before_wait = before_wait
+    fh = fs.tree.opendir(1)
+    await fs.tree.list(fh)
+    assert waited
+    assert [entry.name for entry in fs.tree.entries(fh, 0)] == [b".", b"..", b"sub"]
+
+
+async def test_forgetting_very_many_lets_others_read_in_between(make: Callable[..., FileSystem]) -> None:
+    fs = make(NullChangeSink())
+    handlers = Handlers(fs, on_init=lambda: None)
+    entry = fs.tree.mkdir(1, b"sub", 0o700, CALLER)
+    for _ in range(3 * FORGOTTEN_AT_ONCE - 1):
+        fs.tree.lookup(1, b"sub")
+    turns = 0
+
+    def before_wait() -> None:
+        nonlocal turns
+        turns += 1
+
+    fs.waiting.before_wait = before_wait
+    await handlers.forget([(entry.ino, 1)] * (3 * FORGOTTEN_AT_ONCE))
+    assert turns == 2
+    assert len(fs.inodes) == 1
