@@ -49,7 +49,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from fused.dag.chunker import CHUNK
-from fused.sync.frozen import ChangedTooFast, DirtyFile, FileCapture, Frozen, ListedEntry, list_directory
+from fused.local.listing import RawListing
+from fused.sync.frozen import ChangedTooFast, DirtyFile, FileCapture, Frozen
 from fused.sync.inflight import InFlight
 from fused.types import FileKey, Stat
 
@@ -303,9 +304,9 @@ class ChangeLog:
         """Whether the file's content has changed since it was captured, or since T."""
         return key in self._files
 
-    def listing(self, key: FileKey, fd: int) -> list[ListedEntry]:
+    def listing(self, key: FileKey, fd: int) -> RawListing:
         """The directory's names at T. Raises OSError if it can't be listed."""
-        listed = list_directory(fd)  # without the lock: a cold disk may take its time
+        listed = RawListing(fd)  # without the lock: a cold disk may take its time
         with self._lock:
             frozen = self._frozen
             if frozen is None or not frozen.covers(key):

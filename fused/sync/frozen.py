@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from fused.dag.chunker import CHUNK, chunk_count
 from fused.local.closing import close_all
+from fused.local.listing import RawListing
 from fused.types import FileKey, Stat, key_of
 
 if TYPE_CHECKING:
@@ -67,17 +68,6 @@ class DirtyFile:
             self.cut = later.cut if self.cut is None else min(self.cut, later.cut)
         self.fresh = self.fresh or later.fresh
         self.end = max(self.end, later.end)
-
-
-class ListedEntry:
-    """A name in a directory as it was listed: bytes, host inode number, kind by DirEntry."""
-
-    __slots__ = ("ino", "is_dir", "name")
-
-    def __init__(self, name: bytes, ino: int, is_dir: bool) -> None:
-        self.name = name
-        self.ino = ino
-        self.is_dir = is_dir
 
 
 class ChangedTooFast(Exception):
@@ -244,12 +234,6 @@ class FileCapture:
                     yield i
 
 
-def list_directory(fd: int) -> list[ListedEntry]:
-    """The names in the directory open at `fd`, without `.` and `..`. Raises OSError."""
-    with os.scandir(fd) as entries:
-        return [ListedEntry(os.fsencode(e.name), e.inode(), e.is_dir(follow_symlinks=False)) for e in entries]
-
-
 class Frozen:
     """A generation that is being captured. The change log calls it with its lock held.
 
@@ -264,7 +248,7 @@ class Frozen:
         self.tree = False
         self.captures: dict[FileKey, FileCapture] = {}
         self.done_dirs: set[FileKey] = set()
-        self.listings: dict[FileKey, list[ListedEntry]] = {}
+        self.listings: dict[FileKey, RawListing] = {}
         self.kept: dict[FileKey, int] = {}
         self._spill = _Spill(spill_directory)
 
@@ -283,7 +267,7 @@ class Frozen:
         """The names in the directory open at `dir_fd` are about to change."""
         if dir_key not in self.listings:
             try:
-                self.listings[dir_key] = list_directory(dir_fd)
+                self.listings[dir_key] = RawListing(dir_fd)
             except OSError as exc:  # the change must go on; the snapshot will list what is there then
                 log.debug("directory not listed before its change: %s", exc)
 

@@ -112,12 +112,12 @@ def visit(fd: int, key: FileKey, path: bytes, changes: ChangeLog, excludes: Excl
     Raises OSError if it can't be listed. Names that vanish meanwhile are left out.
     """
     seen = Seen()
-    for entry in changes.listing(key, fd):
-        child = _child(fd, entry.name, (key[0], entry.ino), changes)
+    for name, ino in changes.listing(key, fd):
+        child = _child(fd, name, (key[0], ino), changes)
         if child is None:
             continue
         is_dir = stat_.S_ISDIR(child.st.st_mode)
-        if excludes and excludes.match(join(path, entry.name), is_dir=is_dir):
+        if excludes and excludes.match(join(path, name), is_dir=is_dir):
             seen.excluded.append(child)
         elif child.st.st_dev != key[0]:
             seen.mountpoints.append(child)
