@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-test mount lint types check test clean
-.PHONY: test-unit test-kernel test-posix test-model test-stress test-kubo test-faults soak bench-scale fuzz
+.PHONY: test-unit test-kernel test-posix test-model test-stress test-kubo test-faults soak bench bench-scale fuzz
 
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-unit | test-kernel | test-posix | test-model | test-stress | test-kubo'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
+	@echo 'make bench [BENCH="ROW …"]       do handlers stall each other, how fast is the store: half an hour, 35 GB of disk'
 	@echo 'make bench-scale                 a million files: time, memory'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
@@ -112,6 +113,12 @@ $(VENV)/installed-fuzz: $(VENV)/installed-test
 # Not part of `make test`, which runs the same targets with fewer and tamer inputs (tests/property/test_fuzz_targets.py).
 fuzz: $(VENV)/installed-fuzz
 	@for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
+
+# BENCH names rows of bench/stall.py, or flags, as `--at DIRECTORY` on the disk to be measured.
+bench: install
+	@$(BIN)/python bench/stall.py --json bench-stall.json $(BENCH)
+	@PYTHONPATH=. $(BIN)/python bench/store.py put
+	@PYTHONPATH=. $(BIN)/python bench/store.py get
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ipfsfs.egg-info

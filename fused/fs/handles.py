@@ -32,7 +32,7 @@ class FileHandle:
         self.mtimes: ModificationTimes | None = None
         """Where the writes of this handle are to be noted; None if the kernel does not keep account of them."""
         self.changed_in_thread = False
-        """Whether any of its writes was too large, or the disk too busy, to make it at once."""
+        """Whether the disk was too busy to make any of its writes at once."""
 
 
 class DirHandle:
