@@ -40,6 +40,10 @@ def say(kind, n):
     sys.stdout.flush()
 def line(n):
     return (f"line {n} ".ljust(63, "x") + "\\n").encode()
+def write(out, data):
+    # One write() may be several requests to the daemon. When it dies between them, write() tells how far it got.
+    if out.write(data) != len(data):
+        raise OSError(5, "short")
 try:
     os.mkdir(base)
     os.mkdir(base + "/files")
@@ -48,17 +52,17 @@ try:
         with open(f"{base}/files/{n}", "wb", buffering=0) as out:
             data = content(n)
             cut = rng.randrange(len(data) + 1)
-            out.write(data[:cut])
-            out.write(data[cut:])
+            write(out, data[:cut])
+            write(out, data[cut:])
         say("file", n)
         with open(base + "/state.json.new", "w") as out:
             json.dump({"n": n, "check": hashlib.sha256(str(n).encode()).hexdigest(), "pad": "x" * (n * 31 % 9000)}, out)
         os.rename(base + "/state.json.new", base + "/state.json")
         say("json", n)
         with open(base + "/log", "ab", buffering=0) as out:
-            out.write(line(n))
+            write(out, line(n))
         say("log", n)
-        stream.write(line(n))
+        write(stream, line(n))
         say("stream", n)
 except OSError as error:
     print("stopped", error.errno, flush=True)
@@ -198,7 +202,10 @@ def test_what_was_promised_survives_kill_9(
     rounds, flags = (ROUNDS // 5, ["--write-through"]) if through else (ROUNDS, [])
     started, acknowledged, syncs = time.monotonic(), 0, 0
     last: list[str] = []
-    for number in range(rounds):
+    for number in range(2 * rounds):
+        # On a busy machine few rounds live to see the end of a sync; without enough of them, promise 4 is not tested.
+        if number >= rounds and syncs >= rounds // 4:
+            break
         this = play(mount, number, rng, flags)
         problems = this.problems
         # Promise 2: closed is in the plain file. With --write-through that holds for every write().
@@ -222,7 +229,7 @@ def test_what_was_promised_survives_kill_9(
     # Every snapshot was pinned: the first one is still there after all the others.
     for snapshot in (last[0], last[len(last) // 2], last[-1]):
         assert mount.ipfsfs("ls", snapshot, "--store-dir", mount.store).stdout
-    print(f"rounds={rounds} reported={acknowledged} syncs={syncs} seconds={time.monotonic() - started:.0f}")
+    print(f"rounds={number} reported={acknowledged} syncs={syncs} seconds={time.monotonic() - started:.0f}")
     assert syncs >= rounds // 4, "too few snapshots for the test to mean anything"
 
 
