@@ -187,7 +187,10 @@ class Model:
         mode = os.fstat(fd).st_mode
         if stat.S_ISFIFO(mode):
             raise OSError(errno.ESPIPE, "")
-        raise OSError(errno.EOPNOTSUPP if stat.S_ISREG(mode) else errno.ENODEV, "")
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.ENODEV, "")
+        self.plain.blur(fd)
+        raise OSError(errno.EOPNOTSUPP, "")
 
     def _seek_hole(self, slot: int, offset: int, whence: int) -> int:
         fd = self.plain.handles.get(slot)

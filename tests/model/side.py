@@ -77,7 +77,7 @@ class Side:
         self.maps: dict[int, tuple[mmap.mmap, int]] = {}
         """Shared mappings of a whole file, each with a descriptor that is good for fstat only (O_PATH)."""
         self.vague: dict[int, int] = {}
-        """Files whose mtime was set by a mapping, which happens at no certain moment: O_PATH descriptors by inode."""
+        """Files whose mtime can't be told, as it was set by a mapping: O_PATH descriptors by inode number."""
 
     def run(self, name: str, *arguments: object) -> object:
         """The outcome of one operation, which is a method's name."""
@@ -270,7 +270,13 @@ class Side:
         return done
 
     def fallocate(self, slot: int, length: int) -> None:
-        _call(_libc.fallocate(self._fd(slot), 0, ctypes.c_long(0), ctypes.c_long(length)))
+        try:
+            _call(_libc.fallocate(self._fd(slot), 0, ctypes.c_long(0), ctypes.c_long(length)))
+        except OSError as error:
+            # The kernel sets the mtime before it has asked, so the first refusal of a mount does, and no later one.
+            if error.errno == errno.EOPNOTSUPP:
+                self.blur(self._fd(slot))
+            raise
 
     def posix_fallocate(self, slot: int, length: int) -> None:
         # glibc's way round where fallocate is missing needs a handle that reads, and does not append. Within the
@@ -361,10 +367,13 @@ class Side:
         if end <= offset:
             return 0
         mapping[offset:end] = content(length, seed)[: end - offset]
-        pin = self.maps[number][1]
-        if os.fstat(pin).st_ino not in self.vague:
-            self.vague[os.fstat(pin).st_ino] = os.dup(pin)
+        self.blur(self.maps[number][1])
         return end - offset
+
+    def blur(self, fd: int) -> None:
+        """The mtime of what `fd` is open on can't be told from now on."""
+        if os.fstat(fd).st_ino not in self.vague:
+            self.vague[os.fstat(fd).st_ino] = os.open(f"/proc/self/fd/{fd}", os.O_PATH)
 
     def map_read(self, number: int, offset: int, length: int) -> object:
         mapping, size = self._mapped(number)

@@ -123,7 +123,7 @@ names = st.one_of(
     _op("link", _files, _new, _follow),
     _op("symlink", _targets, _new),
     _op("symlink", _targets, _new),
-    _op("readlink", st.one_of(_pick("link"), paths)),
+    _op("readlink", st.one_of(_pick("link"), _pick("link"), paths)),
     _op("mknod", _new, _kinds, _modes),
     _op("listdir", _directories),
     _op("scandir", _directories),
@@ -178,6 +178,9 @@ first = (
     ("write_file", "a/a", CHUNK + 1, 2),
     ("write_file", "b/c", 20, 3),
     ("link", "c", "b/a", False),
+    ("symlink", "a", "d"),
+    ("setxattr", "c", "user.a", 10, 0, True),
+    ("setxattr", "b/c", "user.\xe9", 10, 0, True),
 )
 """So that there is something to work on."""
 

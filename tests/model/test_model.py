@@ -18,8 +18,7 @@ from tests.model import steps
 from tests.model.model import Model, Step
 
 SOAK = not settings.default.derandomize  # type: ignore[union-attr]
-EXAMPLES, STEPS = (100, 100) if SOAK else (10, 50)  # about a quarter of an hour, and a minute, on two idle cores
-NEVER_WORK = {"fallocate"}
+EXAMPLES, STEPS = (100, 100) if SOAK else (30, 50)
 
 
 def _batches(operations: st.SearchStrategy[Step]) -> st.SearchStrategy[list[Step]]:
@@ -95,6 +94,11 @@ def test_random_steps_end_as_on_a_plain_directory(tmp_path: Path) -> None:
         ),
     )
     done = sum((model.done for model in made), Counter())
-    failing = {name for name, _ in done} - {name for name, how in done if how == "works"} - NEVER_WORK
-    print(f"examples={len(made)} steps={sum(len(model.steps) for model in made)} operations={done.total()}")
-    assert not failing, f"{failing} never worked: the steps are not worth much"
+    worked = Counter(how for (_, how), count in done.items() for _ in range(count))
+    never = {name for name, _ in done} - {name for name, how in done if how == "works"}
+    print(
+        f"examples={len(made)} steps={sum(len(model.steps) for model in made)} operations={done.total()} "
+        f"worked={worked['works']} never={sorted(never)}"
+    )
+    assert worked["works"] > done.total() / 4, "operations that fail show little"
+    assert len(never) <= 3, f"{never} never worked"
