@@ -132,6 +132,11 @@ def waiting_handler(
         counter = self.request_counters[kind]
         begun = perf_counter_ns()
         try:
+            try:
+                return await function(self, *args, **kwargs)
+            except OSError as error:
+                if not _may_try_again(self, error):
+                    raise
             return await function(self, *args, **kwargs)
         except Exception as error:
             raise _failure(kind, counter, error) from None
