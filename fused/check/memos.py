@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from fused.check.findings import Finding
-from fused.check.waiting import without_waiting
 from fused.cid import RAW, cid_of
 from fused.dag.build import file_root
 from fused.dag.chunker import CHUNK, chunk_count
 from fused.dag.walk import list_directory
 from fused.errors import DagError, StoreError
+from fused.inline import run_inline
 from fused.sync.changes import ChangeLog
 from fused.sync.ingest import open_for_reading
 from fused.sync.visit import join, mount_id, open_dir, visit
@@ -280,7 +280,7 @@ class MemoCheck:
         if self._reader.excludes() != self._excludes.digest:
             return  # other patterns: every directory will be looked at again
         try:
-            entries = {entry.name: entry for entry in without_waiting(self._entries(memo.tree))}
+            entries = {entry.name: entry for entry in run_inline(self._entries(memo.tree))}
         except (StoreError, DagError):
             return  # a damaged block, which is named as such
         kinds = {child.name: stat_.S_IFMT(child.st.st_mode) for child in children}

@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import trio
 
@@ -19,6 +19,7 @@ from fused import __version__
 from fused.dag.meta import Snapshot, encode_snapshot
 from fused.errors import DagError, StoreError
 from fused.index.index import SnapshotRow
+from fused.inline import run_inline
 from fused.store.base import BlockStore, Pin, PinStore
 from fused.sync.capture import Capturer
 from fused.sync.excludes import Excludes, read_ignore_file
@@ -30,7 +31,7 @@ from fused.sync.snapshot import TreeEncoder, TreeRoot
 from fused.sync.summary import Changed, count_changes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from fused.cid import CID
     from fused.dag.seal import Seal
@@ -188,7 +189,7 @@ class Taker:
             return trio.from_thread.run(self._store.get, cid)
 
         try:
-            return _run_without_waiting(count_changes(get, old, new))
+            return run_inline(count_changes(get, old, new))
         except StoreError as exc:
             log.warning("changes since the last snapshot not counted: %s", exc)
             return Changed(0, 0, 0)
@@ -226,14 +227,3 @@ class Taker:
         self._index.put_files([replace(memos[ino], racy=False) for ino in settled])
         # Those that changed meanwhile get a new memo anyhow.
         self._racy = {key for key in keys if key[1] in memos and key[1] not in settled and memos[key[1]].racy}
-
-
-def _run_without_waiting(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine that never waits, since all it awaits is done by threads."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        result: R = done.value
-        return result
-    coroutine.close()
-    raise AssertionError("it waited")

@@ -8,7 +8,6 @@ import stat
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,19 +15,13 @@ import pytest
 
 from tests.support import namespace
 from tests.support.plainmount import NOBODY, PlainMount, as_user
-
-ALICE, BOB, TEAM = 12_001, 12_002, 12_100
+from tests.support.users import ALICE, BOB, TEAM, directory_for_everybody
 
 
 @pytest.fixture
 def open_path() -> Iterator[Path]:
-    """A directory that every user can reach; pytest's own are root's alone."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to be several users")
-    path = Path(tempfile.mkdtemp(prefix="ipfsfs-users-", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    with directory_for_everybody() as path:
+        yield path
 
 
 def run_as(uid: int, code: str, *arguments: object, groups: tuple[int, ...] = (), enter: Sequence[str] = ()) -> str:

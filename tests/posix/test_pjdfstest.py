@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tests.support.cargo_tools import PJDFSTEST, cargo_tool
 from tests.support.mountproc import MountProcess
 from tests.support.pjdfstest import CASES, Results, run_suite, write_configuration
 from tests.support.plainmount import NOBODY, PlainMount, as_user, new_plain_mount
+from tests.support.users import directory_for_everybody
 
 __all__ = ["new_plain_mount"]
 
@@ -64,15 +64,11 @@ class Place:
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to be several users and to mount a second file system")
-    base = Path(tempfile.mkdtemp(prefix="ipfsfs-posix-", dir="/tmp"))
-    base.chmod(0o755)
-    place = Place(base)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "none", place.tmpfs], check=True)
-    yield place
-    subprocess.run(["umount", place.tmpfs], check=True)
-    shutil.rmtree(base)
+    with directory_for_everybody() as base:
+        place = Place(base)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "none", place.tmpfs], check=True)
+        yield place
+        subprocess.run(["umount", place.tmpfs], check=True)
 
 
 @pytest.fixture

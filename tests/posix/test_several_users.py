@@ -6,10 +6,8 @@ pjdfstest tries each call by itself; this finds what only comes of several toget
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 
 from tests.support import side_by_side
 from tests.support.mountproc import MountProcess
+from tests.support.users import directory_for_everybody
 
 SEEDS = range(int(os.environ.get("IPFSFS_TEST_SEEDS", "20")))
 """Each takes about half a second."""
@@ -26,13 +25,8 @@ STEPS = 80
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A directory that every user can reach."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to be several users")
-    path = Path(tempfile.mkdtemp(prefix="ipfsfs-several-", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    with directory_for_everybody() as path:
+        yield path
 
 
 @pytest.mark.parametrize("flags", [(), ("--write-through",)], ids=["write-back", "write-through"])

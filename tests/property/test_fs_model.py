@@ -17,9 +17,9 @@ from fused.fs import files
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import NullChangeSink
 from fused.fs.filesystem import FileSystem
+from fused.inline import run_inline
 from fused.local import layer
 from fused.types import Caller
-from tests.support.inline import inline
 
 CALLER = Caller(0, 0, 1, 0)
 
@@ -154,7 +154,9 @@ class Ours:
         return ino
 
     def create(self, path: Path_) -> object:
-        opened, _ = inline(self.fs.files.create(self._parent(path), path[-1], 0o644, os.O_RDONLY | os.O_EXCL, CALLER))
+        opened, _ = run_inline(
+            self.fs.files.create(self._parent(path), path[-1], 0o644, os.O_RDONLY | os.O_EXCL, CALLER)
+        )
         self.fs.files.release(opened.fh)
         return None
 
@@ -184,14 +186,14 @@ class Ours:
 
     def list(self, path: Path_) -> object:
         fh = self.fs.tree.opendir(self._must_be(path, stat.S_IFDIR))
-        inline(self.fs.tree.list(fh))
+        run_inline(self.fs.tree.list(fh))
         listed = [entry.name for entry in self.fs.tree.entries(fh, 0)]
         assert listed[:2] == [b".", b".."]
         self.fs.tree.releasedir(fh)
         return sorted(listed[2:])
 
     def read(self, path: Path_) -> object:
-        fh = inline(self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_RDONLY)).fh
+        fh = run_inline(self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_RDONLY)).fh
         coroutine = self.fs.files.read(fh, 0, 4096)
         try:
             coroutine.send(None)
@@ -202,13 +204,13 @@ class Ours:
         raise AssertionError("a small file just written had to be waited for")
 
     def write(self, path: Path_, offset: int, data: bytes) -> object:
-        fh = inline(self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_WRONLY)).fh
-        count = inline(self.fs.files.write(fh, offset, data))
+        fh = run_inline(self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_WRONLY)).fh
+        count = run_inline(self.fs.files.write(fh, offset, data))
         self.fs.files.release(fh)
         return count
 
     def truncate(self, path: Path_, size: int) -> object:
-        inline(self.fs.files.truncate(self._must_be(path, stat.S_IFREG), size, None))
+        run_inline(self.fs.files.truncate(self._must_be(path, stat.S_IFREG), size, None))
         return None
 
     def chmod(self, path: Path_, mode: int) -> object:

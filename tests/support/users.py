@@ -42,12 +42,21 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-@pytest.fixture
-def common() -> Iterator[Path]:
+@contextmanager
+def directory_for_everybody() -> Iterator[Path]:
     """A directory that every user can enter; pytest's own are root's alone."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be several users")
     path = Path(tempfile.mkdtemp(prefix="ipfsfs-users-", dir="/tmp"))
     path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def common() -> Iterator[Path]:
+    """See `directory_for_everybody`."""
+    with directory_for_everybody() as path:
+        yield path

@@ -14,9 +14,9 @@ from fused.fs import files
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import ChangeSink, Dirs
 from fused.fs.filesystem import FileSystem
+from fused.inline import run_inline
 from fused.local.layer import RENAME_EXCHANGE, RENAME_NOREPLACE
 from fused.types import Caller, FileKey
-from tests.support.inline import inline
 
 CALLER = Caller(0, 0, 1, 0)
 
@@ -129,10 +129,10 @@ ABOVE = ["a/b", "a", "."]
 
 
 def test_writing_and_truncating(setup: Setup) -> None:
-    fh = inline(setup.fs.files.open(setup.file, os.O_WRONLY)).fh
-    inline(setup.fs.files.write(fh, 3, b"XYZ"))
-    inline(setup.fs.files.truncate(setup.file, 4, None))
-    inline(setup.fs.files.truncate(setup.file, 5, fh))
+    fh = run_inline(setup.fs.files.open(setup.file, os.O_WRONLY)).fh
+    run_inline(setup.fs.files.write(fh, 3, b"XYZ"))
+    run_inline(setup.fs.files.truncate(setup.file, 4, None))
+    run_inline(setup.fs.files.truncate(setup.file, 5, fh))
     assert setup.sink.take() == [
         ("write", b"content", 3, 3, ABOVE),
         ("truncate", b"conXYZt", 4, ABOVE),
@@ -140,20 +140,20 @@ def test_writing_and_truncating(setup: Setup) -> None:
     ]
     setup.fs.files.release(fh)
     setup.sink.take()
-    setup.fs.files.release(inline(setup.fs.files.open(setup.file, os.O_WRONLY | os.O_TRUNC)).fh)
+    setup.fs.files.release(run_inline(setup.fs.files.open(setup.file, os.O_WRONLY | os.O_TRUNC)).fh)
     assert setup.sink.take()[0] == ("truncate", b"conX\0", 0, ABOVE)
 
 
 def test_truncating_without_a_handle(setup: Setup) -> None:
-    inline(setup.fs.files.truncate(setup.file, 2, None))
+    run_inline(setup.fs.files.truncate(setup.file, 2, None))
     assert setup.sink.take() == [("truncate", b"content", 2, ABOVE)]
     assert setup.fs.handle_count() == 0
 
 
 def test_opening_and_reading_say_nothing(setup: Setup) -> None:
-    setup.fs.files.release(inline(setup.fs.files.open(setup.file, os.O_RDWR)).fh)
+    setup.fs.files.release(run_inline(setup.fs.files.open(setup.file, os.O_RDWR)).fh)
     listing = setup.fs.tree.opendir(setup.b)
-    inline(setup.fs.tree.list(listing))
+    run_inline(setup.fs.tree.list(listing))
     assert [entry.name for entry in setup.fs.tree.entries(listing, 0)][:2] == [b".", b".."]
     setup.fs.attributes.getattr(setup.file)
     assert setup.sink.take() == []
@@ -161,7 +161,7 @@ def test_opening_and_reading_say_nothing(setup: Setup) -> None:
 
 def test_making(setup: Setup) -> None:
     tree = setup.fs.tree
-    opened, _ = inline(setup.fs.files.create(setup.b, b"new", 0o644, os.O_WRONLY, CALLER))
+    opened, _ = run_inline(setup.fs.files.create(setup.b, b"new", 0o644, os.O_WRONLY, CALLER))
     setup.fs.files.release(opened.fh)
     tree.mknod(setup.b, b"node", stat.S_IFREG | 0o600, 0, CALLER)
     tree.mknod(setup.b, b"fifo", stat.S_IFIFO | 0o600, 0, CALLER)
@@ -247,7 +247,7 @@ def test_renaming_a_directory(setup: Setup) -> None:
         ("add", ["a"], ["."]),
         ("metadata", "z", [], ["."]),
     ]
-    inline(setup.fs.files.truncate(setup.file, 0, None))
+    run_inline(setup.fs.files.truncate(setup.file, 0, None))
     assert setup.sink.take() == [("truncate", b"content", 0, ["z", "."])]
 
 
@@ -270,18 +270,18 @@ def test_changing_attributes(setup: Setup) -> None:
 
 
 def test_an_unlinked_open_file_is_in_no_directory(setup: Setup) -> None:
-    fh = inline(setup.fs.files.open(setup.file, os.O_RDWR)).fh
+    fh = run_inline(setup.fs.files.open(setup.file, os.O_RDWR)).fh
     setup.fs.tree.unlink(setup.b, b"file")
     setup.sink.take()
-    inline(setup.fs.files.write(fh, 0, b"more"))
+    run_inline(setup.fs.files.write(fh, 0, b"more"))
     assert setup.sink.take() == [("write", b"content", 0, 4, [])]
     assert setup.fs.writers() == []
     setup.fs.files.release(fh)
 
 
 def test_the_mtime_set_back_on_release_is_announced(setup: Setup) -> None:
-    fh = inline(setup.fs.files.open(setup.file, os.O_WRONLY)).fh
-    inline(setup.fs.files.write(fh, 0, b"x"))
+    fh = run_inline(setup.fs.files.open(setup.file, os.O_WRONLY)).fh
+    run_inline(setup.fs.files.write(fh, 0, b"x"))
     setup.sink.take()
     setup.fs.files.release(fh)
     assert setup.sink.take() == [("metadata", "a/b/file", ["st_mtime_ns"], ABOVE)]
@@ -296,7 +296,7 @@ def test_a_failed_operation_changes_nothing(setup: Setup, failing: str) -> None:
         "rename": lambda: tree.rename(1, b"a", setup.b, b"inside", 0),
         "link": lambda: tree.link(setup.file, setup.a, b"other"),
         "mkdir": lambda: tree.mkdir(setup.a, b"b", 0o755, CALLER),
-        "create": lambda: inline(setup.fs.files.create(setup.a, b"other", 0o644, os.O_RDWR | os.O_EXCL, CALLER)),
+        "create": lambda: run_inline(setup.fs.files.create(setup.a, b"other", 0o644, os.O_RDWR | os.O_EXCL, CALLER)),
     }
     before = (len(setup.fs.inodes), len(os.listdir("/proc/self/fd")))
     with pytest.raises(OSError, match="Errno"):
