@@ -26,10 +26,10 @@ from tests.support.profile import HOURS, by_profile
 PROGRAM = Path(__file__).with_name("load.py")
 PROCESSES = 24
 LOAD_SECONDS = by_profile(20, 600)
-WARM_UP_SECONDS = by_profile(10, 300)  # until the caches of SQLite are full
+WARM_UP_SECONDS = by_profile(10, 60)
 DISTURBED_SECONDS = by_profile(30, HOURS * 3600)
 STORE_SIZE = by_profile("512m", "6g")
-GROWTH = 24 * 1024 * 1024
+GROWTH = by_profile(24, 16) * 1024 * 1024
 """What the daemon's memory may be larger after the load than after the warm-up: Python keeps parts of pages."""
 
 
