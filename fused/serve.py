@@ -75,10 +75,10 @@ def _bound_the_allocator() -> None:
     """Keep glibc from holding on to memory that was freed.
 
     Chunks of 1 MiB are read, hashed and stored by a dozen threads in turn, and by default there may be 8 arenas for
-    each processor, each of which keeps its holes. Two are as fast: under the load of 24 processes (tests/stress/load.py) the
-    daemon had 63 and 68 MiB after one and two minutes, instead of 73 and 90. Mapping each chunk for itself
-    (M_MMAP_THRESHOLD) saves a few MiB more and costs a quarter of the speed of storing. Other C libraries have no
-    mallopt and no such arenas.
+    each processor, each of which keeps its holes. Two are as fast: under the load of 24 processes
+    (tests/stress/load.py) the daemon had 63 and 68 MiB after one and two minutes, instead of 73 and 90. Mapping each
+    chunk for itself (M_MMAP_THRESHOLD) saves a few MiB more and costs a quarter of the speed of storing. Other C
+    libraries have no mallopt and no such arenas.
     """
     import ctypes
 
