@@ -66,7 +66,8 @@ lint: install-test
 types: install-test
 	@$(BIN)/mypy --no-error-summary
 
-check: lint types test-unit
+check: lint types
+	@$(PYTEST) -m 'not slow' tests/unit tests/test_layering.py
 
 test: lint types
 	@$(PYTEST)

@@ -112,6 +112,7 @@ def spelled_out(leaves: list[CID], size: int) -> CID:
     ],
     ids=lambda parts: "+".join(str(times) for _, times in parts) if isinstance(parts, list) else None,
 )
+@pytest.mark.slow
 def test_the_tree_over_runs_is_the_tree_over_their_leaves(parts: list[tuple[CID, int]], rest: int) -> None:
     ours, plain = made_of([*parts, (cid_of(RAW, b"last"), 1)])
     size = (len(plain) - 1) * CHUNK + rest

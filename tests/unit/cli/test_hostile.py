@@ -188,6 +188,7 @@ def test_a_tree_that_lies_is_refused_with_its_cid(stored: Stored, tmp_path: Path
     assert made in ([], [Path("to")], [Path("to"), Path("to/a")]), made
 
 
+@pytest.mark.slow
 def test_tree_that_is_too_deep_is_refused_with_a_cid(stored: Stored, tmp_path: Path) -> None:
     blocks = [node([(LEAF.cid, b"d")])]
     for _ in range(5000):

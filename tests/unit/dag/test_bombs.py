@@ -46,6 +46,7 @@ def file_of(store: Blocks, content: bytes) -> CID:
 # Depth and width
 
 
+@pytest.mark.slow
 async def test_directories_one_hundred_thousand_deep_are_refused_by_name() -> None:
     store, block = Blocks([LEAF]), directory_of(LEAF.cid)
     store.add([block])
@@ -148,6 +149,7 @@ async def test_xattrs_that_ten_thousand_files_share_are_read_and_kept_once() -> 
     assert all(entry.attrs.xattrs is attrs.xattrs for entry in entries)
 
 
+@pytest.mark.slow
 async def test_xattrs_of_one_directory_are_bounded_altogether() -> None:
     store = Blocks()
     shared = "x" * (40 << 20)

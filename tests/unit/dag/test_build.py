@@ -48,6 +48,7 @@ def test_file_node_says_the_size_of_each_chunk() -> None:
 
 
 @pytest.mark.parametrize(("count", "nodes"), [(1024, 1), (1025, 3), (2048, 3), (2049, 4), (1024**2 + 1, 1025 + 2 + 1)])
+@pytest.mark.slow
 def test_file_tree_is_balanced_and_filled_from_the_left(count: int, nodes: int) -> None:
     leaves = [CID(LEAF[:4] + number.to_bytes(32, "big")) for number in range(count)]
     root, blocks, _ = file_root(leaves, count * CHUNK)

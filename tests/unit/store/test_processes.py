@@ -74,6 +74,7 @@ def test_everything_acknowledged_to_four_processes_is_there_though_they_were_kil
     check_invariants(tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_store_whose_writers_are_killed_over_and_over_stays_whole(start: Start, tmp_path: Path) -> None:
     for round_ in range(4):
         workers = [start("put", round_ + 10 * i, 30, size) for i, size in enumerate((1500, 80_000))]
@@ -84,6 +85,7 @@ def test_a_store_whose_writers_are_killed_over_and_over_stays_whole(start: Start
         assert check_invariants(tmp_path / "store") >= 30 * (1 + round_)
 
 
+@pytest.mark.slow
 def test_gc_beside_processes_that_take_snapshots_removes_nothing_they_need(start: Start, tmp_path: Path) -> None:
     seconds, grace_s = 3.0, 0.8
     collector = start("gc", seconds, grace_s)

@@ -53,6 +53,7 @@ def joined(found: list[range]) -> list[tuple[int, int]]:
     st.lists(st.tuples(st.booleans(), st.sampled_from([1, 2, 700, 1024, 2048, 3000])), min_size=1, max_size=6),
     st.integers(1, CHUNK),
 )
+@pytest.mark.slow
 async def test_ranges_are_the_chunks_that_are_not_zero(parts: list[tuple[bool, int]], rest: int) -> None:
     leaves = LeafList()
     expected: list[range] = []
