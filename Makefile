@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
 	@echo 'make test                        everything: lint, types, all tests'
-	@echo 'make check                       lint, types, unit tests: under a minute'
+	@echo 'make check                       lint, types, unit tests that take no seconds each: the quick one'
 	@echo 'make test-unit | test-kernel | test-posix | test-model | test-stress | test-kubo'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
