@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def mounted(new_mount: Callable[..., MountProcess]) -> MountProcess:
 def _need_fuse() -> None:
     if not os.path.exists("/dev/fuse"):
         pytest.skip("/dev/fuse is missing: is the fuse kernel module loaded, or the device passed to this container?")
+
+
+@pytest.fixture
+def need() -> Callable[..., None]:
+    """Skips the test, naming what is missing, unless all the programs are there."""
+
+    def check(*programs: str) -> None:
+        path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+        missing = [program for program in programs if shutil.which(program, path=path) is None]
+        if missing:
+            pytest.skip(f"not installed: {', '.join(missing)}")
+
+    return check
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,6 @@ IPFSFS_TEST_PLAIN=1 runs the workloads on a plain directory: a test that fails t
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,16 +41,3 @@ def background(new_mount: Callable[..., MountProcess]) -> Iterator[Background]:
     place = Background(new_mount())
     yield place
     place.close()
-
-
-@pytest.fixture
-def need() -> Callable[..., None]:
-    """Skips the test, naming what is missing, unless all the programs are there."""
-
-    def check(*programs: str) -> None:
-        path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-        missing = [program for program in programs if shutil.which(program, path=path) is None]
-        if missing:
-            pytest.skip(f"not installed: {', '.join(missing)}")
-
-    return check

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,16 +64,3 @@ def plain(tmp_path: Path) -> Path:
     directory = tmp_path / "plain"
     directory.mkdir()
     return directory
-
-
-@pytest.fixture
-def need() -> Callable[..., None]:
-    """Skips the test, naming what is missing, unless all the programs are there."""
-
-    def check(*programs: str) -> None:
-        path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-        missing = [program for program in programs if shutil.which(program, path=path) is None]
-        if missing:
-            pytest.skip(f"not installed: {', '.join(missing)}")
-
-    return check
