@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fused import paths
+from fused import allocator, paths
 from fused.errors import IpfsfsError, MountError
 
 if TYPE_CHECKING:
@@ -67,28 +67,6 @@ def _leave_the_mount(settings: Settings) -> None:
         os.environ[variable] = settings.state_dir
 
 
-_M_ARENA_MAX = -8  # mallopt(3), malloc.h
-_ARENAS = 2
-
-
-def _bound_the_allocator() -> None:
-    """Keep glibc from holding on to memory that was freed.
-
-    Chunks of 1 MiB are read, hashed and stored by a dozen threads in turn, and by default there may be 8 arenas for
-    each processor, each of which keeps its holes. Two are as fast: under the load of 24 processes
-    (tests/stress/load.py) the daemon had 63 and 68 MiB after one and two minutes, instead of 73 and 90. Mapping each
-    chunk for itself (M_MMAP_THRESHOLD) saves a few MiB more and costs a quarter of the speed of storing. Other C
-    libraries have no mallopt and no such arenas.
-    """
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return
-    mallopt(_M_ARENA_MAX, _ARENAS)
-
-
 def serve(settings: Settings, root_fd: int, on_ready: Callable[[], None]) -> int:
     """Mount and serve in this process until unmounted or told to stop; returns the exit code.
 
@@ -96,7 +74,7 @@ def serve(settings: Settings, root_fd: int, on_ready: Callable[[], None]) -> int
     """
     _leave_the_mount(settings)
     configure_logging(settings)
-    _bound_the_allocator()
+    allocator.bound_arenas()
     import faulthandler
 
     faulthandler.enable()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import trio
 
-from fused import __version__
+from fused import __version__, allocator
 from fused.dag.meta import Snapshot, encode_snapshot
 from fused.errors import DagError, StoreError
 from fused.index.index import SnapshotRow
@@ -116,6 +116,7 @@ class Taker:
         await self._thread(self._carry, self._changes.take_carries(), self._changes.take_gone())
         if self._racy:
             await self._thread(self._settle)
+        await self._thread(allocator.give_back)
 
     async def recover(self) -> None:
         """List the snapshots that the store's pins know, if the index knows none."""

@@ -28,6 +28,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 NAMES = ("a", "b", "c", "d")
+MOST_ENTRIES = 200
+"""What a process lets its subtree grow to before it removes most of it. Directories moved into each other would
+else make it grow for as long as the load runs, and with it what a daemon rightly remembers."""
+
 SHOWN = 20
 """Unexpected results that each process describes; all are counted."""
 
@@ -51,6 +55,11 @@ class Symlink:
 
 
 Node = File | Dir | Symlink
+
+
+def entries(tree: Dir) -> int:
+    """How many names there are below `tree`."""
+    return sum(1 + (entries(node) if isinstance(node, Dir) else 0) for node in tree.children.values())
 
 
 class Tally:
@@ -92,6 +101,7 @@ class Own:
         self.root, self.rng, self.tally = str(root), rng, tally
         self.tree = Dir()
         self.open: list[tuple[int, File]] = []
+        self.steps = 0
         os.mkdir(root)
         self.actions: list[Callable[[], None]] = [
             *[self.mkdir, self.create, self.create, self.write, self.save, self.append, self.truncate, self.read],
@@ -101,6 +111,10 @@ class Own:
 
     def step(self) -> None:
         self.rng.choice(self.actions)()
+        self.steps += 1
+        if self.steps % 100 == 0 and entries(self.tree) > MOST_ENTRIES:
+            while entries(self.tree) > MOST_ENTRIES // 4:
+                self.remove_all(self.tree, self.root, self.rng.choice(list(self.tree.children)))
 
     # --- where -----------------------------------------------------------------------------------------------------
 
@@ -171,6 +185,19 @@ class Own:
         self.tally.expect("unlink", code, lambda: os.unlink(self.path(at)))
         if not code:
             self.forget(at)
+
+    def remove_all(self, parent: Dir, path: str, name: str) -> None:
+        """Remove a file, or a directory with all that is in it."""
+        node, path = parent.children[name], f"{path}/{name}"
+        if isinstance(node, Dir):
+            for inner in list(node.children):
+                self.remove_all(node, path, inner)
+            self.tally.expect("rmdir", 0, lambda: os.rmdir(path))
+        else:
+            self.tally.expect("unlink", 0, lambda: os.unlink(path))
+        if isinstance(node, File):
+            node.links -= 1
+        del parent.children[name]
 
     def rename(self) -> None:
         source, target = self.pick(), self.pick()

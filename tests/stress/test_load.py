@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fused.sync.engine import SETTLE_SECONDS
 from tests.stress.conftest import Figures
 from tests.stress.disturber import EXPECTED, Disturber, mount_small_disk
 from tests.support.compare import assert_same_tree
@@ -67,6 +68,7 @@ class Usage:
 
     def __init__(self, mount: MountProcess) -> None:
         mount.sync()
+        time.sleep(SETTLE_SECONDS + 1)  # in a quiet moment the daemon gives memory back
         if os.geteuid() == 0:
             Path("/proc/sys/vm/drop_caches").write_text("3")
         wait_until(lambda: mount.status()["handles"] == 0, "end of all handles", 60)
