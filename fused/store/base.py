@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fused.types import Block as Block  # noqa: TC001  re-exported: a store's callers find it here
 
@@ -95,5 +95,56 @@ class PinStore(Protocol):
 
         Blocks put recently are kept: their pin may be on its way, also from another process.
         Raises BlockCorrupt or BlockNotFound, having removed nothing, if a pinned DAG can't be walked.
+        """
+        ...
+
+
+class Store(BlockStore, PinStore, Protocol):
+    """A whole store: what `opening.make_store` makes. `open` before use."""
+
+    async def open(self) -> None:
+        """Make or check what is ours on local disk. Raises StoreUnavailable.
+
+        Of a node nothing is asked here: one that is down now may be there later, and no mount waits for it.
+        """
+        ...
+
+    async def refresh(self, cids: Sequence[CID]) -> set[CID]:
+        """Those of `cids` that are stored, and keep them from gc for another grace, as a put would."""
+        ...
+
+    async def repair(self, blocks: Sequence[Block]) -> int:
+        """Put that trusts nothing: what is damaged or missing is written again; returns how many that were."""
+        ...
+
+
+Reach = Literal["public", "private", "offline"]
+"""Who can find a node's content by its CID: anybody; whoever has the swarm key; nobody, as there is no network."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What is known of the node behind a store. `error` is None if it answered just now."""
+
+    address: str
+    """For people: never with a password or token in it."""
+    error: str | None
+    version: str | None = None
+    peer_id: str | None = None
+    reach: Reach | None = None
+    """None: not known, as it did not answer."""
+
+
+class NodeStore(Store, Protocol):
+    """A store whose blocks are at a node, which others may see and which comes and goes."""
+
+    async def node(self) -> NodeStatus:
+        """Ask the node how it is, within seconds. Never raises for a node that is down: `error` says so."""
+        ...
+
+    async def show(self, name: str, tree: CID) -> None:
+        """Let people see `tree` as `/ipfsfs/<name>` in the node's MFS: a shop window, never the record.
+
+        Raises StoreUnavailable. What was shown under that name before is gone then, also after an error.
         """
         ...
