@@ -224,7 +224,11 @@ class Files:
             else:
                 handle.changed_in_thread = True
                 fd = handle.fd
-                done = await self._change(handle.inode, save, lambda: layer.write_all(fd, data, offset))
+                try:
+                    done = await self._change(handle.inode, save, lambda: layer.write_all(fd, data, offset))
+                finally:
+                    if handle.mtimes is not None:  # the kernel may have sent an mtime before the thread came to write
+                        handle.mtimes.written(handle.inode)
         except OSError:
             if handle.mtimes is not None:
                 self._ahead.add(handle.inode.ino)

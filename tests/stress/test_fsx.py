@@ -28,8 +28,9 @@ SEEDS = (1, 2, 3, 5, 8, 13, 21)
 """Always the same, and one fresh seed beside them: eight files at a time."""
 
 ALONE = by_profile(20_000, 1_000_000)
-EACH_OF_EIGHT = by_profile(4_000, 1_000_000)
-WRITE_THROUGH = by_profile(1_000, 100_000)
+EACH_OF_EIGHT = by_profile(4_000, 125_000)
+"""In full a million in all, as with one file alone."""
+WRITE_THROUGH = by_profile(1_000, 12_500)
 MSYNCED = by_profile(500, 10_000)
 
 
