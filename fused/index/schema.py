@@ -99,7 +99,6 @@ def connect(state_dir: str) -> sqlite3.Connection:
     try:
         return _open(path)
     except (sqlite3.DatabaseError, ValueError, IndexDamaged) as exc:
-        # "no such table": the file is empty, as after a crash between its creation and its first commit.
         damaged = ("malformed", "no such table", "no such column")
         if isinstance(exc, sqlite3.OperationalError) and not any(word in str(exc) for word in damaged):
             raise
@@ -117,8 +116,11 @@ def set_aside(path: str) -> None:
             continue
 
 
+def _about() -> str:
+    return f"INSERT INTO about VALUES ('version', '{VERSION}'), ('made', '{time.time_ns()}');"
+
+
 def _open(path: str) -> sqlite3.Connection:
-    fresh = not os.path.exists(path)
     # One thread at a time uses it; which one, `Index` sees to.
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
     try:
@@ -126,11 +128,10 @@ def _open(path: str) -> sqlite3.Connection:
         # FULL: the row of a snapshot is the pointer to all that is stored, so its commit must survive a power cut.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -8192")
-        if fresh:
+        # Without any table it is new, or its maker was killed before the one transaction in which all of this happens.
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
             os.chmod(path, 0o600)
-            connection.executescript(f"BEGIN;{TABLES}COMMIT;")
-            connection.execute("INSERT INTO about VALUES ('version', ?)", (str(VERSION),))
-            connection.execute("INSERT INTO about VALUES ('made', ?)", (str(time.time_ns()),))
+            connection.executescript(f"BEGIN IMMEDIATE;{TABLES}{_about()}COMMIT;")
         else:
             check = connection.execute("PRAGMA quick_check(1)").fetchone()
             if check != ("ok",):
