@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1] / "fused"
 # From the bottom to the top. A part may import from lower rows and from itself; parts of one row ignore each other,
 # but for the lowest, which are single modules.
 LAYERS = [
-    {"errors", "types", "cid", "inline", "leaves", "private", "allocator"},
+    {"errors", "types", "cid", "inline", "leaves", "private", "allocator", "turns"},
     {"local", "index", "dag", "store"},
     {"view", "sync"},
     {"fs", "check"},

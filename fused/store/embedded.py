@@ -49,7 +49,7 @@ class EmbeddedStore:
         All processes that share a store must agree on `grace_s`; it is a parameter for tests.
         """
         self.path = os.path.abspath(path)
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
         self._collectors = trio.CapacityLimiter(1)
@@ -58,7 +58,7 @@ class EmbeddedStore:
     async def open(self) -> None:
         """Make or check the store and connect to it. Raises StoreUnavailable."""
         self._store = await trio.to_thread.run_sync(
-            lambda: BlockingStore(self.path, grace_s=self._grace_s), limiter=self._writers
+            lambda: BlockingStore(self.path, grace_s=self.grace_s), limiter=self._writers
         )
 
     async def __aenter__(self) -> Self:

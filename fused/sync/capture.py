@@ -15,13 +15,15 @@ from fused.sync.visit import join, why_unreadable
 from fused.types import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from fused.cid import CID
     from fused.dag.seal import Seal
     from fused.index.index import FileMemo, Index
     from fused.sync.changes import ChangeLog
     from fused.sync.excludes import Excludes
     from fused.sync.outbox import Outbox
+    from fused.sync.storer import Storer
     from fused.sync.visit import Child, Notes
     from fused.types import FileKey
 
@@ -46,6 +48,7 @@ class Capturer:
         excludes: Excludes,
         notes: Notes,
         seal: Seal,
+        storer: Storer | None = None,
     ) -> None:
         self.root_fd = root_fd
         self.changes = changes
@@ -54,6 +57,7 @@ class Capturer:
         self.excludes = excludes
         self.notes = notes
         self.seal = seal
+        self.storer = storer
         self.files = 0
         self.bytes = 0
 
@@ -122,9 +126,22 @@ class Capturer:
     def _ingest(self, child: Child, memo: FileMemo | None, fd: int) -> FileMemo:
         for _ in range(TRIES - 1):
             try:
-                return ingest(fd, self.changes.capture(child.key, fd), memo, self.seal, self.outbox.put)
+                return self._ingest_once(child, memo, fd)
             except ChangedTooFast:
                 log.debug("a file changed faster than it could be captured; again")
                 self.changes.captured(child.key, stored=False)
                 trio.from_thread.run(self.changes.adopt, {child.key})
-        return ingest(fd, self.changes.capture(child.key, fd), memo, self.seal, self.outbox.put)
+        return self._ingest_once(child, memo, fd)
+
+    def _ingest_once(self, child: Child, memo: FileMemo | None, fd: int) -> FileMemo:
+        capture = self.changes.capture(child.key, fd)
+        return ingest(fd, capture, memo, self.seal, self.outbox.put, None if self.storer is None else self._elsewhere)
+
+    def _elsewhere(self, fd: int, chunks: Sequence[int], size: int) -> Sequence[CID | None] | None:
+        assert self.storer is not None
+        trio.from_thread.check_cancelled()
+        stored = self.storer.store(fd, chunks, size)
+        if stored is None:
+            return None
+        self.outbox.new_blocks += stored.new
+        return stored.cids

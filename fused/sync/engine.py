@@ -195,7 +195,9 @@ class Engine:
             return result
 
     async def aclose(self) -> None:
-        """Close the index."""
+        """Close the index, and end what was started to store."""
+        if self._taker is not None:
+            await trio.to_thread.run_sync(self._taker.close)
         if self._index is not None:
             self._index.close()
 

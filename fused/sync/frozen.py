@@ -166,13 +166,21 @@ class FileCapture:
             if not more:
                 break
             data += more
-        saved = self._saved.get(index)
-        self._settle(index, saved)
+        saved = self.instead(index)
         if saved is not None:
-            data = self._spill.fetch(saved)
+            data = saved
         if len(data) != want:
             raise ChangedTooFast  # cut short behind our back, by somebody with a descriptor from before the mount
         return data
+
+    def instead(self, index: int) -> bytes | None:
+        """Chunk `index` was just read, here or elsewhere: what is to be taken instead, if a change of it has begun.
+
+        Raises ChangedTooFast if what it was could not be saved.
+        """
+        saved = self._saved.get(index)
+        self._settle(index, saved)
+        return None if saved is None else self._spill.fetch(saved)
 
     def hole(self, chunks: range) -> list[int]:
         """The file was just found to have a hole at `chunks`: which of them were something else at its instant.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fused.cid import RAW
@@ -17,11 +18,13 @@ from fused.dag.chunker import CHUNK, chunk_count, chunk_size
 from fused.index.index import FileMemo
 from fused.leaves import LeafList
 from fused.store.base import Block
+from fused.sync.frozen import ChangedTooFast
 from fused.types import Stat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
+    from fused.cid import CID
     from fused.dag.seal import Seal
     from fused.sync.frozen import FileCapture
 
@@ -36,6 +39,13 @@ takes a second and trusts nobody: file systems have got SEEK_HOLE wrong under wr
 RACY_NS = 50_000_000
 """A file hashed less than this after its ctime may change again and show the same times. Kernel time
 stamps advance with the timer tick, 1 to 10 ms (CONFIG_HZ 1000 to 100); Git's index has the same trap."""
+
+
+READ_AT_ONCE = 16
+"""Chunks that are read by one call of what `ingest` is given to do so elsewhere."""
+
+FEW = 8
+"""Fewer chunks than this are not worth that: each call waits for the disk to have them all."""
 
 
 def racy(ctime_ns: int) -> bool:
@@ -57,6 +67,11 @@ def open_for_reading(name: bytes, dir_fd: int) -> int:
         return os.open(name, flags, dir_fd=dir_fd)
 
 
+Elsewhere = Callable[[int, "Sequence[int]", int], "Sequence[CID | None] | None"]
+"""(descriptor, chunks, size of the file) to their CIDs when they are durable, None for one that is too short; or None:
+not now, do it yourself. Raises StoreUnavailable, OSError."""
+
+
 class TooLarge(Exception):
     """A file is larger than MAX_SIZE."""
 
@@ -67,11 +82,13 @@ def ingest(
     memo: FileMemo | None,
     seal: Seal,
     emit: Callable[[Block], None],
+    elsewhere: Elsewhere | None = None,
 ) -> FileMemo:
     """Make the blocks of the file open at `fd` as `capture` sees it, and return what to remember of it.
 
-    Blocks go to `emit`, in order. Chunks that are as they were in `memo` are neither read nor emitted, nor are holes
-    read in a file that is mostly holes.
+    Blocks go to `emit`, in order, but for those of many chunks in a row: `elsewhere` reads and stores these, if it can.
+    Chunks that are as they were in `memo` are neither read nor emitted, nor are holes read in a file that is mostly
+    holes.
     Raises OSError, ChangedTooFast, TooLarge, and what `emit` raises.
     """
     size = capture.size
@@ -91,18 +108,42 @@ def ingest(
         leaves.append(cid, times)
         tsize = len(data)
 
+    def read(chunks: Sequence[int]) -> None:
+        cids = elsewhere(fd, chunks, size) if elsewhere is not None and len(chunks) >= FEW else None
+        for at, i in enumerate(chunks):
+            leaves.extend_from(known, len(leaves), i)
+            if cids is None:
+                add(capture.read(fd, i) if size else b"")
+                continue
+            saved, cid = capture.instead(i), cids[at]
+            if saved is not None:
+                add(saved)
+            elif cid is not None:
+                leaves.append(cid)
+            else:
+                raise ChangedTooFast  # as when it is read here
+
+    sparse = _is_sparse(capture)
+    waiting: list[int] = []  # to be read, with known ones at most between them
     for chunks in unknown:
-        leaves.extend_from(known, len(leaves), chunks.start)
-        for part, is_hole in _parts(capture, fd, chunks):
+        for part, is_hole in _parts(capture, fd, chunks, sparse=sparse):
             if not is_hole:
                 for i in part:
-                    add(capture.read(fd, i) if size else b"")
+                    waiting.append(i)
+                    if len(waiting) == READ_AT_ONCE:
+                        read(waiting)
+                        waiting.clear()
+                if sparse:  # before the next hole is looked for: chunks are to be settled in order
+                    read(waiting)
+                    waiting.clear()
                 continue
+            leaves.extend_from(known, len(leaves), part.start)
             rest = chunk_size(size, part[-1])  # less than a chunk at the end of the file
             if len(part) > 1 or rest == CHUNK:
                 add(bytes(CHUNK), len(part) - (rest < CHUNK))
             if rest < CHUNK:
                 add(bytes(rest))
+    read(waiting)
     leaves.extend_from(known, len(leaves), count)
     root = leaves[0]
     if count > 1:
@@ -144,13 +185,18 @@ def _unknown_chunks(capture: FileCapture, known: int, count: int) -> list[range]
     return unknown
 
 
-def _parts(capture: FileCapture, fd: int, chunks: range) -> Iterator[tuple[range, bool]]:
-    """`chunks` in parts, each with whether it was a hole; of a file that is not mostly holes, all as one part.
+def _is_sparse(capture: FileCapture) -> bool:
+    """Whether the file is mostly holes."""
+    st = capture.stat
+    return st.st_size >= SPARSE_FROM and st.st_blocks * 512 <= st.st_size // 2
+
+
+def _parts(capture: FileCapture, fd: int, chunks: range, *, sparse: bool) -> Iterator[tuple[range, bool]]:
+    """`chunks` in parts, each with whether it was a hole; of a file that is not `sparse`, all as one part.
 
     Raises OSError and ChangedTooFast.
     """
-    st = capture.stat
-    if st.st_size < SPARSE_FROM or st.st_blocks * 512 > st.st_size // 2:
+    if not sparse:
         yield chunks, False
         return
     at = chunks.start

@@ -28,6 +28,7 @@ from fused.sync.outbox import Outbox
 from fused.sync.recover import pin_name, row_of
 from fused.sync.scan import Scan
 from fused.sync.snapshot import TreeEncoder, TreeRoot
+from fused.sync.storer import storer_for
 from fused.sync.summary import Changed, count_changes
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Taker:
         self._exclude = tuple(exclude)
         self._notes = notes
         self._seal = seal
+        self._storer = storer_for(store, seal)
         self._racy: set[FileKey] = set()
         self._limiter = trio.CapacityLimiter(1)
         self.capturer: Capturer | None = None
@@ -130,12 +132,19 @@ class Taker:
                 continue
             await self._thread(self._index.add_snapshot, row)
 
+    def close(self) -> None:
+        """End what was started. Blocks for a moment; no other method may be called afterwards."""
+        if self._storer is not None:
+            self._storer.close()
+
     # --- on trio ------------------------------------------------------------------------------------------
 
     async def _with_outbox(self, work: Callable[[Capturer], R]) -> R:
         excludes = await self._thread(self._load_excludes)
         outbox = Outbox(self._store, self._index, self._changes)
-        self.capturer = Capturer(self._root_fd, self._changes, self._index, outbox, excludes, self._notes, self._seal)
+        self.capturer = Capturer(
+            self._root_fd, self._changes, self._index, outbox, excludes, self._notes, self._seal, self._storer
+        )
         try:
             result: R | None = None
             error: Exception | None = None

@@ -15,17 +15,22 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from fused.dag.chunker import CHUNK
+from fused.cid import RAW, cid_of
+from fused.dag.chunker import CHUNK, chunk_size
 from fused.dag.seal import plain_seal
 from fused.store.memory import MemoryStore
 from fused.sync import frozen as frozen_module
 from fused.sync import ingest as ingest_module
+from fused.sync import taker as taker_module
 from fused.sync.changes import ChangeLog
 from fused.sync.engine import Engine
+from fused.sync.storer import Stored
+from fused.types import Block
 from tests.support.dagread import Tree, plain_tree, read_tree
 from tests.support.direct import DirectFs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from fused.cid import CID
@@ -86,6 +91,29 @@ class Writer:
             self.fs.rmdir(directory)
 
 
+class Elsewhere:
+    """What the storing process does, step by step, with `between` called between any two reads."""
+
+    def __init__(self, store: MemoryStore, between: Callable[[], None]) -> None:
+        self._store = store
+        self._between = between
+
+    def store(self, fd: int, chunks: Sequence[int], size: int) -> Stored:
+        cids: list[CID | None] = []
+        for i in chunks:
+            self._between()
+            data = os.pread(fd, CHUNK, i * CHUNK)[: chunk_size(size, i)]
+            whole = len(data) == chunk_size(size, i)
+            cids.append(cid_of(RAW, data) if whole else None)
+            if whole:
+                trio.from_thread.run(self._store.put, [Block(cid_of(RAW, data), data)])
+            self._between()
+        return Stored(cids, 0)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_snapshot_is_the_tree_of_its_instant(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
@@ -120,8 +148,15 @@ async def test_snapshot_is_the_tree_of_its_instant(tmp_path: Path, seed: int, mo
     def quiet_seal(codec: int, data: bytes) -> tuple[CID, bytes]:
         return seal(codec, data) if changes._frozen is not None and changes._frozen.tree else plain_seal(codec, data)
 
+    def change_now_and_then() -> None:
+        if rng.random() < 0.5 and changes._frozen is not None and changes._frozen.tree:
+            trio.from_thread.run_sync(writer.change)
+
     main_thread = threading.current_thread()
     store = MemoryStore()
+    if seed % 2 == 0:
+        monkeypatch.setattr(ingest_module, "FEW", 1)
+        monkeypatch.setattr(taker_module, "storer_for", lambda store, _: Elsewhere(store, change_now_and_then))
     engine = Engine(root_fd=fd, changes=changes, store=store, state_dir=str(state), owner="t", seal=quiet_seal)
     try:
         for _ in range(4):
