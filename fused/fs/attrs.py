@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fused.fs.changes_protocol import ChangeSink
     from fused.fs.inodes import Inode, Inodes
     from fused.fs.mtimes import ModificationTimes
-    from fused.fs.reach import Aim, Reach
+    from fused.fs.reach import Reach
+    from fused.fs.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Attributes:
         inodes: Inodes,
         reach: Reach,
         changes: ChangeSink,
+        waiting: Waiting,
         mtimes: ModificationTimes | None,
         *,
         private: bool,
@@ -72,6 +74,7 @@ class Attributes:
         self._inodes = inodes
         self._reach = reach
         self._changes = changes
+        self._waiting = waiting
         self._mtimes = mtimes
         self._private = private
 
@@ -79,31 +82,65 @@ class Attributes:
         """The file's stat."""
         return Entry(ino, self._reach.stat(self._inodes.get(ino)))
 
-    def setattr(self, ino: int, new: NewAttrs) -> Entry:
+    async def setattr(self, ino: int, new: NewAttrs) -> Entry:
         """Change owner, mode and times, in this order: a change of owner takes the set-ID bits away.
 
-        Nothing to change is what comes of a chown that leaves user and group as they are: it sets the ctime.
+        Nothing to change is what comes of a chown that leaves user and group as they are: it sets the ctime. Waits in a
+        thread if the local file system may have to, as it does while another thread writes to the file.
         """
         inode = self._inodes.get(ino)
+        if self._waiting.busy(ino):
+            return await self._setattr_in_thread(inode, new)
         with self._reach.aim(inode) as aim:
-            target = aim.target
             before = after = os.fstat(aim.fd)
             try:
-                if new.uid is not None or new.gid is not None or not new.any:
-                    os.chown(target, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
-                if new.mode is not None:
-                    os.chmod(target, stat.S_IMODE(new.mode))
-                if new.atime_ns is not None or new.mtime_ns is not None:
-                    self._set_times(target, before, new)
-                    if new.mtime_ns is not None and self._mtimes is not None:
-                        self._mtimes.told(inode, new.mtime_ns)
+                self._set(aim.target, before, new)
+                if new.mtime_ns is not None and self._mtimes is not None:
+                    self._mtimes.told(inode, new.mtime_ns)
             finally:
-                after = self._changed(inode, aim, before)
+                after = self._changed(inode, aim.fd, before)
         return Entry(ino, after)
 
-    def _changed(self, inode: Inode, aim: Aim, before: os.stat_result) -> os.stat_result:
+    async def _setattr_in_thread(self, inode: Inode, new: NewAttrs) -> Entry:
+        if self._changes.held(inode.key):
+            await self._waiting.wait_for(lambda: self._changes.wait_to_begin(inode.key))
+        with self._reach.aim(inode) as aim:
+            fd = os.dup(aim.fd)
+            target = fd if isinstance(aim.target, int) else layer.proc_path(fd)
+        before = None
+
+        def work() -> None:
+            nonlocal before
+            before = os.fstat(fd)
+            self._set(target, before, new)
+
+        try:
+            # Under way like a change of content: an instant must not fall between it and its announcement.
+            with self._changes.change(inode.key):
+                await self._waiting.offload(work, on=inode.ino)
+            if new.mtime_ns is not None and self._mtimes is not None:
+                self._mtimes.told(inode, new.mtime_ns)
+                self._mtimes.written(inode)  # before or after: the thread that writes to the file knows
+        finally:
+            try:
+                if before is not None:
+                    after = self._changed(inode, fd, before)
+            finally:
+                os.close(fd)
+        return Entry(inode.ino, after)
+
+    def _set(self, target: layer.Target, before: os.stat_result, new: NewAttrs) -> None:
+        """In any thread."""
+        if new.uid is not None or new.gid is not None or not new.any:
+            os.chown(target, -1 if new.uid is None else new.uid, -1 if new.gid is None else new.gid)
+        if new.mode is not None:
+            os.chmod(target, stat.S_IMODE(new.mode))
+        if new.atime_ns is not None or new.mtime_ns is not None:
+            self._set_times(target, before, new)
+
+    def _changed(self, inode: Inode, fd: int, before: os.stat_result) -> os.stat_result:
         """After a change of metadata, also one that failed half-way: tell the change sink. Returns the new stat."""
-        after = os.fstat(aim.fd)
+        after = os.fstat(fd)
         self._changes.metadata(inode.key, before, after, partial(self._inodes.directories_above, inode))
         return after
 
@@ -167,7 +204,7 @@ class Attributes:
         with self._reach.aim(inode) as aim:
             before = os.fstat(aim.fd)
             layer.set_xattr(aim.target, name, value)
-            self._changed(inode, aim, before)
+            self._changed(inode, aim.fd, before)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Remove one attribute."""
@@ -175,7 +212,7 @@ class Attributes:
         with self._reach.aim(inode) as aim:
             before = os.fstat(aim.fd)
             layer.remove_xattr(aim.target, name)
-            self._changed(inode, aim, before)
+            self._changed(inode, aim.fd, before)
 
     def access(self, ino: int, mask: int) -> bool:
         """Whether the daemon's user may do this with the file; on a private mount there is no other user."""

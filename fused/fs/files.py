@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from fused.fs.mounts import filesystem_type
+from fused.fs.pace import Pace
 from fused.local import layer
 from fused.local.closing import close_soon
 
@@ -48,12 +49,6 @@ T = TypeVar("T")
 
 MAX_INLINE_CUT = 4 << 20
 """Cutting off more than this is done in a thread."""
-
-SLOW_SECONDS = 2e-3
-PATIENCE_SECONDS = 5.0
-"""A write that took SLOW_SECONDS was held up by the kernel (balance_dirty_pages) or the disk: for PATIENCE_SECONDS
-after it all writes are made in threads. Not always: the largest, of 1 MiB, takes 0.3 ms where nothing holds it up, and
-writing 1 GiB takes half as long again through threads (1.5 and 2.3 ms for each MiB, on two processors)."""
 
 
 class Opened(NamedTuple):
@@ -91,7 +86,7 @@ class Files:
         self._buffer = memoryview(bytearray(MAX_READ))
         self._no_nowait: dict[int, bool] = {}  # by st_dev: whether reads there are quick all the same
         self._ahead: set[int] = set()  # by Ino: the kernel shows more of these than there is, see `release`
-        self._slow_until = 0.0
+        self._pace = Pace(inodes.root.dev)
 
     # Opening
 
@@ -217,24 +212,25 @@ class Files:
         save = self._changes.before_write(handle.key, handle.fd, offset, len(data), handle.dirs)
         if handle.mtimes is not None:
             handle.mtimes.written(handle.inode)
+        fd = handle.fd
         begun = perf_counter()
+        inline = save is None and self._pace.inline(begun) and not self._waiting.busy(handle.inode.ino)
         try:
-            if save is None and begun > self._slow_until:
-                done = layer.write_all(handle.fd, data, offset)
+            if inline:
+                done = layer.write_all(fd, data, offset)
+                took = perf_counter() - begun
             else:
                 handle.changed_in_thread = True
-                fd = handle.fd
                 try:
-                    done = await self._change(handle.inode, save, lambda: layer.write_all(fd, data, offset))
+                    done, took = await self._change(handle.inode, save, lambda: _timed_write(fd, data, offset))
                 finally:
-                    if handle.mtimes is not None:  # the kernel may have sent an mtime before the thread came to write
+                    if handle.mtimes is not None:  # again: the kernel may have told us a time meanwhile
                         handle.mtimes.written(handle.inode)
         except OSError:
             if handle.mtimes is not None:
                 self._ahead.add(handle.inode.ino)
             raise
-        if (now := perf_counter()) - begun > SLOW_SECONDS:
-            self._slow_until = now + PATIENCE_SECONDS
+        self._pace.took(took, perf_counter(), inline=inline)
         return done
 
     async def _wait_to_begin(self, key: FileKey) -> None:
@@ -249,7 +245,7 @@ class Files:
             return change()
 
         with self._changes.change(inode.key):
-            return await self._waiting.offload(work)
+            return await self._waiting.offload(work, on=inode.ino)
 
     async def truncate(self, ino: int, size: int, fh: int | None) -> None:
         """Set the size, through an open file where there is one (ftruncate asks for no permission)."""
@@ -281,7 +277,7 @@ class Files:
     async def _truncate(self, fd: int, inode: Inode, size: int) -> None:
         if self._changes.held(inode.key):
             await self._wait_to_begin(inode.key)
-        large = os.fstat(fd).st_size - size > MAX_INLINE_CUT
+        large = os.fstat(fd).st_size - size > MAX_INLINE_CUT or self._waiting.busy(inode.ino)
         save = self._changes.before_truncate(inode.key, fd, size, self._tree.dirs_above(inode))
         if save is None and not large:
             os.ftruncate(fd, size)
@@ -296,12 +292,17 @@ class Files:
 
     async def fsync(self, fh: int, *, data_only: bool) -> None:
         """Return when the file's content (and, unless `data_only`, its metadata) is on disk."""
-        fd = self._handles.file(fh).fd
-        await self._sync(fd, data_only=data_only)
+        handle = self._handles.file(fh)
+        await self._sync(handle.fd, data_only=data_only, on=handle.inode.ino)
 
     async def fsync_directory(self, fh: int, *, data_only: bool) -> None:
         """Return when the directory's names are on disk."""
         await self._sync(self._tree.directory_fd(fh), data_only=data_only)
 
-    async def _sync(self, fd: int, *, data_only: bool) -> None:
-        await self._waiting.offload(lambda: (os.fdatasync if data_only else os.fsync)(fd))
+    async def _sync(self, fd: int, *, data_only: bool, on: int | None = None) -> None:
+        await self._waiting.offload(lambda: (os.fdatasync if data_only else os.fsync)(fd), on=on)
+
+
+def _timed_write(fd: int, data: bytes, offset: int) -> tuple[int, float]:
+    begun = perf_counter()
+    return layer.write_all(fd, data, offset), perf_counter() - begun

@@ -59,7 +59,7 @@ class FileSystem:
         self.files = Files(
             self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, mtimes, private=private
         )
-        self.attributes = Attributes(root_fd, self.inodes, self.reach, changes, mtimes, private=private)
+        self.attributes = Attributes(root_fd, self.inodes, self.reach, changes, self.waiting, mtimes, private=private)
         self.requests: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
 
     def writers(self) -> list[bytes]:

@@ -181,7 +181,7 @@ class Handlers(pyfuse3.Operations):
         )
         if fields.update_size and not new.any:
             return _entry(self._attributes.getattr(inode))
-        return _entry(self._attributes.setattr(inode, new))
+        return _entry(await self._attributes.setattr(inode, new))
 
     @handler
     def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:

@@ -6,6 +6,7 @@ Handlers run inline in the task that read the request, and that task keeps the r
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -29,17 +30,32 @@ class Waiting:
     def __init__(self) -> None:
         self.before_wait: Callable[[], None] = _nothing
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
+        self._busy: Counter[int] = Counter()  # by Ino
 
-    async def offload(self, function: Callable[[], T]) -> T:
-        """Run a blocking function in a thread and return what it returns.
+    async def offload(self, function: Callable[[], T], *, on: int | None = None) -> T:
+        """Run a blocking function in a thread and return what it returns. `on` is the inode that it works on.
 
         Not cancelled half-way: a system call that has begun is waited for.
         """
         self.before_wait()
+        if on is not None:
+            self._busy[on] += 1
         try:
             return await trio.to_thread.run_sync(function, limiter=self._limiter)
         except RuntimeError as exc:  # "can't start new thread": trio starts one if none is idle
             raise MemoryError(str(exc)) from exc
+        finally:
+            if on is not None:
+                self._busy[on] -= 1
+                if not self._busy[on]:
+                    del self._busy[on]
+
+    def busy(self, ino: int) -> bool:
+        """Whether a thread works on the file: then whatever changes it as well may have to wait for that thread.
+
+        The local file system lets one at a time write to a file, cut it, or change its times and mode (inode_lock).
+        """
+        return ino in self._busy
 
     async def wait_for(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await something slow on trio's own thread, such as a remote read. The callee sets the deadline."""

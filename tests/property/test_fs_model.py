@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused.fs import files
+from fused.fs import pace
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import NullChangeSink
 from fused.fs.filesystem import FileSystem
@@ -28,7 +28,7 @@ CALLER = Caller(0, 0, 1, 0)
 def _small_writes_are_inline() -> Iterator[None]:
     """Also on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "SLOW_SECONDS", float("inf"))
+        patch.setattr(pace, "SLOW_SECONDS", float("inf"))
         yield
 
 
@@ -214,7 +214,7 @@ class Ours:
         return None
 
     def chmod(self, path: Path_, mode: int) -> object:
-        self.fs.attributes.setattr(self._must_be(path, stat.S_IFREG, stat.S_IFDIR), NewAttrs(mode=mode))
+        run_inline(self.fs.attributes.setattr(self._must_be(path, stat.S_IFREG, stat.S_IFDIR), NewAttrs(mode=mode)))
         return None
 
     def link(self, path: Path_, new: Path_) -> object:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fused.fs import files
+from fused.fs import pace
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import ChangeSink, Dirs
 from fused.fs.filesystem import FileSystem
@@ -119,7 +119,7 @@ class Setup:
 
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setup]:
-    monkeypatch.setattr(files, "SLOW_SECONDS", float("inf"))  # also on a busy machine small writes are inline here
+    monkeypatch.setattr(pace, "SLOW_SECONDS", float("inf"))  # also on a busy machine small writes are inline here
     made = Setup(tmp_path)
     yield made
     made.close()
@@ -253,10 +253,10 @@ def test_renaming_a_directory(setup: Setup) -> None:
 
 def test_changing_attributes(setup: Setup) -> None:
     attributes = setup.fs.attributes
-    attributes.setattr(setup.file, NewAttrs(mode=0o600))
-    attributes.setattr(setup.b, NewAttrs(mode=0o700))
-    attributes.setattr(1, NewAttrs(mode=0o700))
-    attributes.setattr(setup.file, NewAttrs(mtime_ns=5, late=True))
+    run_inline(attributes.setattr(setup.file, NewAttrs(mode=0o600)))
+    run_inline(attributes.setattr(setup.b, NewAttrs(mode=0o700)))
+    run_inline(attributes.setattr(1, NewAttrs(mode=0o700)))
+    run_inline(attributes.setattr(setup.file, NewAttrs(mtime_ns=5, late=True)))
     attributes.setxattr(setup.file, b"user.a", b"1")
     attributes.removexattr(setup.file, b"user.a")
     assert setup.sink.take() == [

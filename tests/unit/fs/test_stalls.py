@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from fused.fs import files, tree
+from fused.fs import files, pace, tree
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import Dirs, NullChangeSink, Save
 from fused.fs.filesystem import FileSystem
@@ -106,16 +106,16 @@ async def test_an_mtime_that_the_kernel_sends_while_a_thread_has_yet_to_write_is
 async def test_large_cuts_are_made_in_threads_and_all_else_inline_while_the_disk_keeps_up(
     make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "SLOW_SECONDS", float("inf"))
+    monkeypatch.setattr(pace, "SLOW_SECONDS", float("inf"))
     fs = make(NullChangeSink())
     opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
     offloaded = 0
     offload = fs.waiting.offload
 
-    async def counting(function: Callable[[], object]) -> object:
+    async def counting(function: Callable[[], object], **on: int) -> object:
         nonlocal offloaded
         offloaded += 1
-        return await offload(function)
+        return await offload(function, **on)
 
     monkeypatch.setattr(fs.waiting, "offload", counting)
     await fs.files.write(opened.fh, 0, b"x" * MIB)
@@ -130,8 +130,8 @@ async def test_large_cuts_are_made_in_threads_and_all_else_inline_while_the_disk
 async def test_writes_go_to_threads_for_a_while_once_one_was_held_up(
     make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "SLOW_SECONDS", -1.0)
-    monkeypatch.setattr(files, "PATIENCE_SECONDS", 1e6)
+    monkeypatch.setattr(pace, "SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(pace, "PATIENCE_SECONDS", 1e6)
     fs = make(NullChangeSink())
     opened, _ = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
     await fs.files.write(opened.fh, 0, b"one")
@@ -139,6 +139,98 @@ async def test_writes_go_to_threads_for_a_while_once_one_was_held_up(
     await fs.files.write(opened.fh, 3, b"two")
     assert fs.handles.file(opened.fh).changed_in_thread
     assert os.pread(fs.handles.file(opened.fh).fd, 10, 0) == b"onetwo"
+
+
+class SlowToSave(NullChangeSink):
+    """Writes wait until they may go on, and it is noted what is said of the stat."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.modes: list[tuple[int, int]] = []
+
+    def before_write(self, key: FileKey, fd: int, offset: int, length: int, dirs: Dirs) -> Save | None:
+        def wait() -> None:
+            self.go_on.wait(60)
+
+        return wait
+
+    def metadata(self, key: FileKey, before: os.stat_result, after: os.stat_result, dirs: Dirs) -> None:
+        self.modes.append((before.st_mode & 0o777, after.st_mode & 0o777))
+
+
+async def test_what_changes_a_file_that_a_thread_writes_to_is_done_in_a_thread_too(
+    make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowToSave()
+    fs = make(disk)
+    opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
+    _, other = await fs.files.create(1, b"other", 0o600, os.O_RDWR, CALLER)
+    threads: list[object] = []
+    monkeypatch.setattr(os, "chmod", noting(threads, os.chmod))
+    monkeypatch.setattr(os, "ftruncate", noting(threads, os.ftruncate))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.files.write, opened.fh, 0, b"x" * 10)
+            await trio.testing.wait_all_tasks_blocked()
+            changed = await fs.attributes.setattr(entry.ino, NewAttrs(mode=0o640))
+            await fs.files.truncate(entry.ino, 5, None)
+            assert threading.main_thread() not in threads
+            threads.clear()
+            await fs.attributes.setattr(other.ino, NewAttrs(mode=0o640))
+            assert threads == [threading.main_thread()]
+            disk.go_on.set()
+        threads.clear()
+        await fs.attributes.setattr(entry.ino, NewAttrs(mode=0o600))
+        assert threads == [threading.main_thread()]
+    assert changed.st.st_mode & 0o777 == 0o640
+    assert disk.modes == [(0o600, 0o640), (0o600, 0o640), (0o640, 0o600)]
+
+
+async def test_a_time_that_is_set_while_a_thread_writes_is_the_one_that_is_left(
+    make: Callable[..., FileSystem],
+) -> None:
+    disk = SlowToSave()
+    fs = make(disk)
+    opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.files.write, opened.fh, 0, b"x" * 10)
+            await trio.testing.wait_all_tasks_blocked()
+            await fs.attributes.setattr(entry.ino, NewAttrs(mtime_ns=5_000, late=True))
+            disk.go_on.set()
+    fs.files.release(opened.fh)
+    assert fs.attributes.getattr(entry.ino).st.st_mtime_ns == 5_000
+
+
+async def test_a_change_of_mode_that_fails_in_a_thread_fails_as_it_would_inline(
+    make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowToSave()
+    fs = make(disk)
+    opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.files.write, opened.fh, 0, b"x" * 10)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(PermissionError):
+                await fs.attributes.setattr(entry.ino, NewAttrs(mode=0o640))
+            disk.go_on.set()
+    assert disk.modes == [(0o600, 0o600)]
+
+
+def noting(threads: list[object], function: Callable[..., object]) -> Callable[..., object]:
+    """`function`, with the thread that calls it noted."""
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        threads.append(threading.current_thread())
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 async def test_a_large_removed_file_is_let_go_of_in_a_thread(
