@@ -47,6 +47,8 @@ MAX_READ = 1 << 20
 
 T = TypeVar("T")
 
+LARGE_WRITE = 256 << 10
+
 MAX_INLINE_CUT = 4 << 20
 """Cutting off more than this is done in a thread."""
 
@@ -87,6 +89,8 @@ class Files:
         self._no_nowait: dict[int, bool] = {}  # by st_dev: whether reads there are quick all the same
         self._ahead: set[int] = set()  # by Ino: the kernel shows more of these than there is, see `release`
         self._pace = Pace(inodes.root.dev)
+        self.on_large_write: Callable[[], None] | None = None
+        """Called after each inline write of LARGE_WRITE bytes or more; set by the session that serves requests."""
 
     # Opening
 
@@ -219,6 +223,8 @@ class Files:
             if inline:
                 done = layer.write_all(fd, data, offset)
                 took = perf_counter() - begun
+                if len(data) >= LARGE_WRITE and self.on_large_write is not None:
+                    self.on_large_write()
             else:
                 handle.changed_in_thread = True
                 try:
