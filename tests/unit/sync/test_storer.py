@@ -6,6 +6,9 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +26,8 @@ from fused.sync.changes import ChangeLog
 from fused.sync.engine import Engine
 from fused.sync.storer import Storer, storer_for
 from tests.support.dagread import plain_tree, read_tree
+from tests.support.direct import DirectFs
+from tests.support.poll import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -119,6 +124,33 @@ def test_it_ends_when_it_is_let_go_of_and_leaves_no_file_of_its_own(storer: Stor
     storer.close()
     assert not os.path.exists(f"/proc/{pid}")
     assert os.listdir(os.path.join(directory, "tmp")) == []
+
+
+def test_it_dies_with_the_daemon_also_in_the_middle_of_something(directory: str, big: int) -> None:
+    program = (
+        "import os, signal, sys; from fused.sync.storer import Storer\n"
+        "storer = Storer(sys.argv[1], 3600.0); storer.store(int(sys.argv[2]), [0], 5 << 20)\n"
+        "os.kill(storer._process.pid, signal.SIGSTOP)\n"  # it does not read its socket now
+        "print(storer._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    place = os.path.dirname(os.path.dirname(storer_module.fused.__file__))
+    command = [sys.executable, "-c", program, directory, str(big)]
+    done = subprocess.run(command, cwd=place, pass_fds=[big], stdout=subprocess.PIPE, check=False)
+    pid = int(done.stdout)
+    try:
+        wait_until(lambda: not is_alive(pid), "the storing process to die", 30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is not: in a container nobody may reap it."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return False
 
 
 def test_one_that_had_nothing_to_do_and_ended_is_started_again(
@@ -234,3 +266,33 @@ async def test_a_snapshot_that_is_given_up_ends_after_the_request_at_hand(
         await engine.sync()
     assert scope.cancelled_caught
     assert len(asked) == 1
+
+
+async def test_what_is_overwritten_while_the_process_reads_is_stored_as_it_was(
+    engine: Engine, covered: Covered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (covered.root / "big").write_bytes(b"".join(bytes([i]) * CHUNK for i in range(40)))
+    fs = DirectFs(covered.root, covered.changes)
+    await engine.sync()
+    for at in range(0, 40 * CHUNK, CHUNK):
+        fs.write("big", os.urandom(10), at)
+    before = plain_tree(covered.root)
+    ask = Storer._ask
+    asked = 0
+
+    def write_before_and_after(self: Storer, request: bytes, fd: int) -> object:
+        nonlocal asked
+        asked += 1
+        trio.from_thread.run_sync(fs.write, "big", b"early" * 300_000, (asked - 1) * 16 * CHUNK + 5)
+        stored = ask(self, request, fd)
+        trio.from_thread.run_sync(fs.write, "big", b"late" * 300_000, ((asked - 1) * 16 + 8) * CHUNK + 7)
+        trio.from_thread.run_sync(fs.truncate, "big", 39 * CHUNK + 1)
+        return stored
+
+    monkeypatch.setattr(Storer, "_ask", write_before_and_after)
+    row = await engine.sync()
+    assert asked == 3
+    assert await read_tree(covered.store.get, row.tree) == before
+    monkeypatch.setattr(Storer, "_ask", ask)
+    row = await engine.sync()
+    assert await read_tree(covered.store.get, row.tree) == plain_tree(covered.root)
