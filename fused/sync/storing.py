@@ -62,7 +62,7 @@ def _open(directory: str, database: str, grace_s: float) -> BlockingStore:
 
 
 def identity(directory: str) -> str:
-    """What tells the embedded store in `directory` from any other."""
+    """What tells the embedded store in `directory` from any other, as long as somebody has it open."""
     try:
         st = os.stat(os.path.join(directory, "blocks.sqlite3"))
     except OSError:
