@@ -87,22 +87,6 @@ async def test_others_are_answered_while_old_content_is_saved(make: Callable[...
             assert disk.waited
 
 
-async def test_an_mtime_that_the_kernel_sends_while_a_thread_has_yet_to_write_is_the_last_word(
-    make: Callable[..., FileSystem], disk: SlowDisk, tmp_path: Path
-) -> None:
-    fs = make(disk)
-    opened, entry = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
-    told = 1_700_000_000_123_456_789
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: fs.files.write(opened.fh, 0, b"x" * 10))
-            await trio.testing.wait_all_tasks_blocked()
-            fs.attributes.setattr(entry.ino, NewAttrs(mtime_ns=told, late=True))
-            disk.go_on.set()
-    fs.files.release(opened.fh)
-    assert os.stat(tmp_path / "covered" / "f").st_mtime_ns == told
-
-
 async def test_large_cuts_are_made_in_threads_and_all_else_inline_while_the_disk_keeps_up(
     make: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
