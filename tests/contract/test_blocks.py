@@ -12,6 +12,7 @@ import trio
 from fused.cid import CID, DAG_CBOR, RAW, cid_of
 from fused.errors import BlockNotFound
 from fused.store.base import Block, BlockStore
+from tests.contract.conftest import Place
 from tests.support.toy_blocks import random_blocks, raw
 
 MIB = 1 << 20
@@ -74,11 +75,14 @@ async def test_has_names_exactly_the_stored_ones(store: BlockStore) -> None:
     assert await store.has([block.cid for block in blocks]) == {block.cid for block in blocks[::2]}
 
 
-async def test_the_same_bytes_under_two_codecs_are_two_blocks(store: BlockStore) -> None:
+async def test_the_same_bytes_under_two_codecs_are_two_blocks(store: BlockStore, place: Place) -> None:
     content = b"\xa0"
     as_raw, as_cbor = Block(cid_of(RAW, content), content), Block(cid_of(DAG_CBOR, content), content)
     await store.put([as_raw])
-    assert await store.has([as_raw.cid, as_cbor.cid]) == {as_raw.cid}
+    if place.node is None:
+        assert await store.has([as_raw.cid, as_cbor.cid]) == {as_raw.cid}
+    else:  # Kubo keeps bytes by their hash, whatever the codec
+        assert await store.has([as_raw.cid, as_cbor.cid]) >= {as_raw.cid}
     assert await store.put([as_cbor]) == 1
     assert await store.get(as_cbor.cid) == content
 
@@ -128,13 +132,17 @@ async def test_reads_go_on_beside_writes(store: BlockStore) -> None:
             assert await store.get(block.cid) == block.data
 
 
-async def test_a_cancelled_put_leaves_the_store_in_order(store: BlockStore) -> None:
+async def test_a_cancelled_put_leaves_the_store_in_order(store: BlockStore, place: Place) -> None:
     batch = [*random_blocks(3000, 500), *random_blocks(40, 100_000)]
     with trio.move_on_after(0.005):
         await store.put(batch)
     present = await store.has([block.cid for block in batch])
-    assert (await store.stats()).blocks == len(present)
-    assert await store.put(batch) == len(batch) - len(present)
+    if place.node is None:
+        assert (await store.stats()).blocks == len(present)
+        assert await store.put(batch) == len(batch) - len(present)
+    else:  # the node may have taken more than we heard of
+        assert await store.put(batch) >= len(batch) - len(present)
+        assert (await store.stats()).blocks == len(batch)
     assert len(await store.get_many([block.cid for block in batch])) == len(batch)
 
 

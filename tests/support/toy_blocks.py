@@ -1,11 +1,11 @@
-"""Blocks for tests of stores, and a toy codec for links: a node is a row of CIDs, then anything."""
+"""Blocks for tests of stores: leaves, and nodes that are DAG-CBOR, as a store with a node behind it looks into them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 from fused.cid import CID, DAG_CBOR, RAW, cid_of, codec_of
+from fused.dag import dagcbor
 from fused.store.base import Block
 
 
@@ -21,16 +21,11 @@ def random_blocks(count: int, size: int, seed: int = 0) -> list[Block]:
 
 
 def node(*links: CID, salt: bytes = b"") -> Block:
-    """A block that links to `links`, which must be under sha2-256 or short. `salt` makes it another block."""
-    content = b"".join(bytes((len(link),)) + link for link in links) + b"\0" + salt
+    """A block that links to `links`. `salt` makes it another block."""
+    content = dagcbor.encode([list(map(bytes, links)), dagcbor.literal(salt)])
     return Block(cid_of(DAG_CBOR, content), content)
 
 
-def links_of(cid: CID, content: bytes) -> Iterator[CID]:
+def links_of(cid: CID, content: bytes) -> list[CID]:
     """The links of a block made by `node` or `raw`; what `gc` is given."""
-    if codec_of(cid) == RAW:
-        return
-    at = 0
-    while length := content[at]:
-        yield CID(content[at + 1 : at + 1 + length])
-        at += 1 + length
+    return [] if codec_of(cid) == RAW else dagcbor.links_in(cid, content)

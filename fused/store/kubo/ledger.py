@@ -1,0 +1,201 @@
+"""Which blocks a node has confirmed to us: so that equal blocks are not sent twice, and a cut upload goes on.
+
+A memo in SQLite on local disk, good only while it is true. A node tells nobody what it removes, so the ledger goes with
+a *marker*: a random block of ours at the node that no pin holds. A node's garbage collection removes everything that is
+not pinned, the marker too; and another node, or one whose repository was made anew, never had it. No marker there, and
+the ledger is void (`void`). Whoever believes the ledger looks for the marker first.
+
+That is why the marker is not pinned: a pinned one would outlive a collection that took our blocks.
+
+`settle` is called once a pin holds everything: what was confirmed or asked for after that is *fresh*, and is what a
+collection of garbage could have taken. Not for: what is at the node; only the node knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sqlite3
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from fused.cid import CID
+from fused.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fused.types import Block
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blocks (
+    id INTEGER PRIMARY KEY,    -- rises with the time of the last put: above about.settled it is fresh
+    cid BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS about (
+    marker BLOB,               -- NULL: the node has never been met, or the ledger is void
+    blocks INTEGER NOT NULL,   -- how many rows there are, and the sum of their sizes: counting takes long
+    bytes INTEGER NOT NULL,
+    next INTEGER NOT NULL,     -- the next id
+    settled INTEGER NOT NULL   -- no pin held the blocks from this id on when they were put
+);
+INSERT INTO about SELECT NULL, 0, 0, 1, 1 WHERE NOT EXISTS (SELECT * FROM about);
+"""
+_VERSION = 1
+_BUSY_S = 20.0
+_IN_MAX = 500
+
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """See the module. From any thread, and from several processes. All methods raise StoreUnavailable."""
+
+    def __init__(self, path: str) -> None:
+        """The ledger in file `path`, made if it is missing, and made anew if it can't be read."""
+        self._path = path
+        self._lock = threading.Lock()
+        with self._explained():
+            try:
+                self._db = _opened(path)
+            except sqlite3.OperationalError:  # the disk, not the content
+                raise
+            except sqlite3.DatabaseError as err:
+                log.warning("the ledger %s is damaged, and made anew: %s", path, err)
+                for name in (path, path + "-wal", path + "-shm"):
+                    with suppress(FileNotFoundError):
+                        os.unlink(name)
+                self._db = _opened(path)
+
+    def marker(self) -> CID | None:
+        """The block that is at the node as long as the ledger is true; None if it can't be."""
+        with self._transaction() as c:
+            marker = c.execute("SELECT marker FROM about").fetchone()[0]
+        return None if marker is None else CID(marker)
+
+    def void(self, marker: CID | None, instead_of: CID | None) -> None:
+        """Forget everything, and go by `marker` from now on; but do nothing if it goes by another than `instead_of`.
+
+        For somebody else has noticed, too, then.
+        """
+        with self._transaction() as c:
+            if c.execute("UPDATE about SET marker = ? WHERE marker IS ?", (marker, instead_of)).rowcount:
+                c.execute("DELETE FROM blocks")
+                c.execute("UPDATE about SET blocks = 0, bytes = 0, settled = next")
+
+    def known(self, cids: Sequence[CID]) -> set[CID]:
+        """Those of `cids` that were confirmed. They are fresh now: their pin may have gone long ago."""
+        found: set[CID] = set()
+        with self._transaction() as c:
+            settled, stale = c.execute("SELECT settled FROM about").fetchone()[0], []
+            for start in range(0, len(cids), _IN_MAX):
+                some = cids[start : start + _IN_MAX]
+                marks = ",".join("?" * len(some))
+                for id, cid in c.execute(f"SELECT id, cid FROM blocks WHERE cid IN ({marks})", some):
+                    found.add(CID(cid))
+                    if id < settled:
+                        stale.append(id)
+            after = _take_ids(c, len(stale))
+            c.executemany(
+                "UPDATE blocks SET id = ? WHERE id = ?", zip(range(after, after + len(stale)), stale, strict=True)
+            )
+        return found
+
+    def confirm(self, blocks: Sequence[Block]) -> int:
+        """Note that the node has `blocks`, and return how many of them were not noted before."""
+        with self._transaction() as c:
+            first = _take_ids(c, len(blocks))
+            new = [0, 0]
+            for id, block in enumerate(blocks, first):
+                if c.execute(
+                    "INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)", (id, block.cid, len(block.data))
+                ).rowcount:
+                    new[0] += 1
+                    new[1] += len(block.data)
+            c.execute("UPDATE about SET blocks = blocks + ?, bytes = bytes + ?", new)
+        return new[0]
+
+    def fresh(self, most: int) -> list[CID]:
+        """At most `most` of the fresh blocks: the oldest, which a collection is likeliest to have taken, and any."""
+        with self._transaction() as c:
+            settled, end = c.execute("SELECT settled, next FROM about").fetchone()
+            if end - settled <= most:
+                return [CID(cid) for (cid,) in c.execute("SELECT cid FROM blocks WHERE id >= ?", (settled,))]
+            ids = [settled, *random.sample(range(settled, end), most - 1)]
+            found = [
+                c.execute("SELECT cid FROM blocks WHERE id >= ? ORDER BY id LIMIT 1", (id,)).fetchone() for id in ids
+            ]
+        return list({CID(row[0]) for row in found if row is not None})
+
+    def fresh_totals(self) -> tuple[int, int]:
+        """How many blocks are fresh, and their bytes."""
+        with self._transaction() as c:
+            query = "SELECT count(*), coalesce(sum(size), 0) FROM blocks WHERE id >= (SELECT settled FROM about)"
+            count, size = c.execute(query).fetchone()
+        return int(count), int(size)
+
+    def now(self) -> int:
+        """For `settle`: what is put from here on."""
+        with self._transaction() as c:
+            return int(c.execute("SELECT next FROM about").fetchone()[0])
+
+    def settle(self, until: int) -> None:
+        """A pin holds all that was put before `until`, as far as anybody wants it."""
+        with self._transaction() as c:
+            c.execute("UPDATE about SET settled = max(settled, ?)", (until,))
+
+    def totals(self) -> tuple[int, int]:
+        """Blocks and bytes."""
+        with self._transaction() as c:
+            blocks, size = c.execute("SELECT blocks, bytes FROM about").fetchone()
+        return int(blocks), int(size)
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._explained(), self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as err:
+            raise StoreUnavailable(f"the list of what the node has, {self._path}, can't be used: {err}") from err
+
+
+def _opened(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        # Without a sync at each commit: what a power cut takes from the end of the ledger is sent once more.
+        db.execute("PRAGMA synchronous = NORMAL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"version {version} of its tables is not known here")
+        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        db.execute("SELECT * FROM about").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _take_ids(c: sqlite3.Connection, count: int) -> int:
+    first = int(c.execute("SELECT next FROM about").fetchone()[0])
+    c.execute("UPDATE about SET next = next + ?", (count,))
+    return first
