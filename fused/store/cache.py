@@ -51,6 +51,7 @@ class BlockCache:
         self._most = most_bytes
         self._lock = threading.Lock()
         self._used: dict[CID, int] = {}
+        self._use = 0
         self._db: sqlite3.Connection | None = None
         with self._lock:
             self._open()
