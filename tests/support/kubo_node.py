@@ -197,10 +197,15 @@ class KuboNode:
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         if self.port is not None:
             return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        end = socket.socket(socket.AF_UNIX)
+        end.settimeout(timeout)
+        try:
+            end.connect(str(self.socket))
+        except OSError:
+            end.close()
+            raise
         connection = http.client.HTTPConnection("localhost", timeout=timeout)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(timeout)
-        connection.sock.connect(str(self.socket))
+        connection.sock = end
         return connection
 
     def run(self, *args: str | Path, stdin: bytes = b"") -> bytes:

@@ -8,7 +8,8 @@ the ledger is void (`void`). Whoever believes the ledger looks for the marker fi
 That is why the marker is not pinned: a pinned one would outlive a collection that took our blocks.
 
 `settle` is called once a pin holds everything: what was confirmed or asked for after that is *fresh*, and is what a
-collection of garbage could have taken. Not for: what is at the node; only the node knows.
+collection of garbage could have taken. When the ledger becomes void, some of it are kept as *suspects*: whoever pins
+next looks for those. Not for: what is at the node; only the node knows.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ CREATE TABLE IF NOT EXISTS about (
     next INTEGER NOT NULL,     -- the next id
     settled INTEGER NOT NULL   -- no pin held the blocks from this id on when they were put
 );
+CREATE TABLE IF NOT EXISTS suspects (cid BLOB PRIMARY KEY) WITHOUT ROWID;
 INSERT INTO about SELECT NULL, 0, 0, 1, 1 WHERE NOT EXISTS (SELECT * FROM about);
 """
 _VERSION = 1
 _BUSY_S = 20.0
 _IN_MAX = 500
+_SUSPECTS = 1000  # a collection takes everything that no pin holds: one would nearly do
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +86,19 @@ class Ledger:
         """
         with self._transaction() as c:
             if c.execute("UPDATE about SET marker = ? WHERE marker IS ?", (marker, instead_of)).rowcount:
+                c.executemany("INSERT OR IGNORE INTO suspects VALUES (?)", [(cid,) for cid in _fresh(c, _SUSPECTS)])
                 c.execute("DELETE FROM blocks")
                 c.execute("UPDATE about SET blocks = 0, bytes = 0, settled = next")
+
+    def suspects(self) -> list[CID]:
+        """Blocks that the node had, and may have lost without our putting them again."""
+        with self._transaction() as c:
+            return [CID(cid) for (cid,) in c.execute("SELECT cid FROM suspects")]
+
+    def acquit(self, cids: Sequence[CID]) -> None:
+        """Strike `cids` from the suspects."""
+        with self._transaction() as c:
+            c.executemany("DELETE FROM suspects WHERE cid = ?", [(cid,) for cid in cids])
 
     def known(self, cids: Sequence[CID]) -> set[CID]:
         """Those of `cids` that were confirmed. They are fresh now: their pin may have gone long ago."""
@@ -116,19 +130,14 @@ class Ledger:
                     new[0] += 1
                     new[1] += len(block.data)
             c.execute("UPDATE about SET blocks = blocks + ?, bytes = bytes + ?", new)
+            if c.execute("SELECT EXISTS (SELECT * FROM suspects)").fetchone()[0]:
+                c.executemany("DELETE FROM suspects WHERE cid = ?", [(block.cid,) for block in blocks])
         return new[0]
 
     def fresh(self, most: int) -> list[CID]:
         """At most `most` of the fresh blocks: the oldest, which a collection is likeliest to have taken, and any."""
         with self._transaction() as c:
-            settled, end = c.execute("SELECT settled, next FROM about").fetchone()
-            if end - settled <= most:
-                return [CID(cid) for (cid,) in c.execute("SELECT cid FROM blocks WHERE id >= ?", (settled,))]
-            ids = [settled, *random.sample(range(settled, end), most - 1)]
-            found = [
-                c.execute("SELECT cid FROM blocks WHERE id >= ? ORDER BY id LIMIT 1", (id,)).fetchone() for id in ids
-            ]
-        return list({CID(row[0]) for row in found if row is not None})
+            return _fresh(c, most)
 
     def fresh_totals(self) -> tuple[int, int]:
         """How many blocks are fresh, and their bytes."""
@@ -199,3 +208,12 @@ def _take_ids(c: sqlite3.Connection, count: int) -> int:
     first = int(c.execute("SELECT next FROM about").fetchone()[0])
     c.execute("UPDATE about SET next = next + ?", (count,))
     return first
+
+
+def _fresh(c: sqlite3.Connection, most: int) -> list[CID]:
+    settled, end = c.execute("SELECT settled, next FROM about").fetchone()
+    if end - settled <= most:
+        return [CID(cid) for (cid,) in c.execute("SELECT cid FROM blocks WHERE id >= ?", (settled,))]
+    ids = [settled, *random.sample(range(settled, end), most - 1)]
+    found = [c.execute("SELECT cid FROM blocks WHERE id >= ? ORDER BY id LIMIT 1", (id,)).fetchone() for id in ids]
+    return list({CID(row[0]) for row in found if row is not None})

@@ -167,12 +167,17 @@ class Pins:
 
     def _look_for_losses(self, root: CID) -> None:
         """Raise BlockNotFound for a block that the node had, and lacks now, as far as that can be told quickly."""
-        marker, fresh = self._ledger.marker(), self._ledger.fresh(_LOOKED_FOR)
-        if not self._node.believe_ledger():
-            self._raise_for_lost(fresh)
-        if not self._node.present([root]):
-            self._ledger.void(None, marker)
-            raise BlockNotFound(root)
+        self._node.believe_ledger()
+        marker, suspects = self._ledger.marker(), self._ledger.suspects()
+        try:
+            self._raise_for_lost([root, *suspects])
+        except BlockNotFound as err:
+            if err.cid == root:
+                self._ledger.void(None, marker)
+            raise
+        finally:
+            # Told once: if nobody needs them any more, nobody puts them again.
+            self._ledger.acquit(suspects)
 
     def _raise_for_lost(self, cids: list[CID]) -> None:
         there = self._node.present(cids)

@@ -75,6 +75,19 @@ def test_fresh_is_what_came_after_the_last_pin_or_was_asked_for_again(ledger: Le
     assert ledger.fresh_totals() == (2, 20)
 
 
+def test_what_was_fresh_when_it_became_void_is_suspect_until_it_comes_again(ledger: Ledger) -> None:
+    old, lost, again = random_blocks(3, 10)
+    ledger.confirm([old])
+    ledger.settle(ledger.now())
+    ledger.confirm([lost, again])
+    ledger.void(raw(b"marker").cid, None)
+    assert set(ledger.suspects()) == {lost.cid, again.cid}
+    ledger.confirm([again])
+    assert ledger.suspects() == [lost.cid]
+    ledger.acquit([lost.cid])
+    assert ledger.suspects() == []
+
+
 def test_some_of_many_fresh_ones_are_chosen_the_oldest_always(ledger: Ledger) -> None:
     batch = random_blocks(1000, 10)
     ledger.confirm(batch)
