@@ -125,7 +125,7 @@ class Node:
         size = len(head) + sum(map(car.section_size, blocks))
         # Nothing is pinned here, and the root is only a formality, so it need not be announced at once, either.
         options = {"pin_roots": "false", "stats": "true", "fast_provide_root": "false"}
-        body = self.rpc.send("dag/import", pieces(), size, **options)
+        body = self.rpc.send("dag/import", pieces, size, **options)
         count = None
         with suppress(ValueError, KeyError, TypeError, IndexError):
             count = json.loads(body.strip().splitlines()[-1])["Stats"]["BlockCount"]
@@ -179,14 +179,25 @@ class Node:
         return self.rpc.call("block/get", format_cid(cid), most=MAX_BLOCK, wait_s=wait_s, **options)
 
     def repair(self, block: Block) -> bool:
-        """See Store.repair. Raises BlockCorrupt if the node keeps the damaged bytes, as it may for a CID it has."""
+        """See Store.repair. Raises BlockCorrupt if the node keeps the damaged bytes."""
         try:
             self.get(block.cid, 30.0, offline=True)
-        except (BlockCorrupt, BlockNotFound):
-            self.send([block])
+            return False
+        except BlockNotFound:
+            pass
+        except BlockCorrupt:
+            # Kubo writes nothing that it remembers to have, unless that was removed. What is pinned it does not remove.
+            self.rpc.call("block/rm", format_cid(block.cid), force="true")
+        self.send([block])
+        try:
             self.get(block.cid, 30.0, offline=True)
-            return True
-        return False
+        except BlockCorrupt:
+            raise BlockCorrupt(
+                block.cid,
+                f"{self} was sent it again and still gives other bytes, as it does not write what it remembers to "
+                "have; restart the node, then try again",
+            ) from None
+        return True
 
     # --- the node itself --------------------------------------------------------------------------------------
 

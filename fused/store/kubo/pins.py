@@ -238,8 +238,7 @@ class Pins:
                     break
         finally:
             lines.close()
-        # The reason of an answer that breaks off stands in an HTTP trailer, which is not shown to us.
-        said = f"after {seen} blocks it found no more" if seen >= 0 else "it did not say why"
+        said = f"after {seen} blocks it found no more"
         raise NodeSaid(f"{self._node} did not pin {format_cid(pin.cid)}: {said}", said)
 
     def _explain_hole(self, root: CID, err: NodeSaid) -> None:

@@ -7,36 +7,35 @@ answer) and a limit on what it takes.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import ssl
 import threading
 from typing import TYPE_CHECKING, Any, cast
-
-import httpx2
+from urllib.parse import urlencode
 
 from fused.errors import StoreUnavailable, UsageError
+from fused.store.kubo.connections import CONNECT_S, Connections, NotConnected
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from fused.store.kubo.address import Address, Place
     from fused.store.kubo.auth import Secret
+    from fused.store.kubo.connections import Call, Response
 
-CONNECT_S = 5.0
 ANSWER_S = 30.0
-"""For a connection, and for any further sign of life; another where a command works long in silence."""
+"""For any sign of life; another where a command works long in silence."""
 
 _ANSWER_BYTES = 256 << 20  # a list of two million pins; a node that sends more without end is none
 _LINE_BYTES = 1 << 20
 _SAID_CHARS = 300  # of what a node says, in a sentence of ours
 _BOUNDARY = "ipfsfs-5f0c2d5b7e1a4c0e9d3b"
-_CONNECTIONS = 16
 _REFUSED = (401, 403)
+_READ = 64 << 10
 
 log = logging.getLogger(__name__)
-
-Options = dict[str, str]
 
 
 class NoContact(StoreUnavailable):
@@ -59,10 +58,9 @@ class Rpc:
         self._place = place
         self._secret = secret
         self._tls = _trust(ca_file) if ca_file is not None else None
-        self._lock = threading.Lock()  # held for moments: for `_client` and `_address`
-        self._client: httpx2.Client | None = None
+        self._lock = threading.Lock()  # held for moments: for all that follows
+        self._connections: Connections | None = None
         self._address: Address | None = None
-        self._left: list[httpx2.Client] = []
         self._closed = False
         self.losses = 0
         """How often contact was lost: changes whenever another node may be there than before."""
@@ -87,20 +85,20 @@ class Rpc:
         self, command: str, *args: str, most: int = _ANSWER_BYTES, wait_s: float = ANSWER_S, **options: str
     ) -> bytes:
         """The body of the answer. Raises StoreUnavailable: NodeSaid, NoContact, or TooMuch above `most` bytes."""
-        with _Explained(self), self._stream(command, args, options, wait_s) as response:
+        with _Explained(self), self._post(command, args, options, wait_s) as response:
             return self._body(response, command, most)
 
     def ask(self, command: str, *args: str, wait_s: float = ANSWER_S, **options: str) -> dict[str, Any]:
         """The one JSON object of the answer."""
-        with _Explained(self), self._stream(command, args, options, wait_s) as response:
+        with _Explained(self), self._post(command, args, options, wait_s) as response:
             return self._object(command, self._body(response, command, _ANSWER_BYTES))
 
     def lines(self, command: str, *args: str, wait_s: float = ANSWER_S, **options: str) -> Generator[dict[str, Any]]:
         """The JSON objects of an answer that comes bit by bit, one a line. Close it if it is not read to its end."""
-        with _Explained(self), self._stream(command, args, options, wait_s) as response:
+        with _Explained(self), self._post(command, args, options, wait_s) as response:
             self._check(response, command)
             rest = b""
-            for piece in response.iter_bytes():
+            while piece := response.read1(_READ):
                 *whole, rest = (rest + piece).split(b"\n")
                 if len(rest) > _LINE_BYTES:
                     raise self.senseless(command, "a line without end")
@@ -109,11 +107,13 @@ class Rpc:
                         yield self._object(command, line)
             if rest.strip():
                 yield self._object(command, rest)
+            self._check_end(response)
 
-    def send(self, command: str, pieces: Iterable[bytes], size: int, **options: str) -> bytes:
-        """Send `pieces`, of `size` bytes together, as the command's file. Returns the body of the answer.
+    def send(self, command: str, pieces: Callable[[], Iterable[bytes]], size: int, **options: str) -> bytes:
+        """Send the pieces, of `size` bytes together, as the command's file. Returns the body of the answer.
 
-        An exception out of `pieces` cuts the connection, so the node sees that the file is not whole, and passes.
+        `pieces` may be called twice. An exception out of it cuts the connection, so that the node sees that the file
+        is not whole, and passes.
         """
         head = (
             f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
@@ -123,44 +123,38 @@ class Rpc:
 
         def body() -> Iterator[bytes]:
             yield head
-            yield from pieces
+            yield from pieces()
             yield tail
 
         headers = {
             "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
             "Content-Length": str(len(head) + size + len(tail)),
         }
-        with _Explained(self), self._stream(command, (), options, ANSWER_S, headers, body()) as response:
+        with _Explained(self), self._post(command, (), options, ANSWER_S, headers, body) as response:
             return self._body(response, command, _LINE_BYTES)
 
-    def _stream(
+    def _post(
         self,
         command: str,
         args: tuple[str, ...],
-        options: Options,
+        options: dict[str, str],
         wait_s: float,
         headers: dict[str, str] | None = None,
-        content: Iterator[bytes] | None = None,
-    ) -> Any:  # httpx2's context manager
-        client = self._connected()
+        body: Callable[[], Iterable[bytes]] | None = None,
+    ) -> Call:
         # Python's keywords have no hyphens: allow_big_block is allow-big-block.
-        query: list[tuple[str, str | int | float | bool | None]] = [("arg", arg) for arg in args]
-        query += [(name.replace("_", "-"), value) for name, value in options.items()]
-        timeout = httpx2.Timeout(wait_s, connect=CONNECT_S, pool=max(wait_s, ANSWER_S))
-        return client.stream(
-            "POST", f"{self._base}/api/v0/{command}", params=query, headers=headers, content=content, timeout=timeout
-        )
+        query = [("arg", arg) for arg in args] + [(name.replace("_", "-"), value) for name, value in options.items()]
+        return self._connected().post(f"/api/v0/{command}?{urlencode(query)}", wait_s, headers, body)
 
-    def _body(self, response: httpx2.Response, command: str, most: int) -> bytes:
+    def _body(self, response: Response, command: str, most: int) -> bytes:
         self._check(response, command)
-        parts: list[bytes] = []
-        size = 0
-        for piece in response.iter_bytes():
-            parts.append(piece)
-            size += len(piece)
-            if size > most:
-                raise TooMuch(f"{self} answered {command} with more than {most} bytes")
-        return b"".join(parts)
+        body = response.read(most + 1)
+        if len(body) > most:
+            raise TooMuch(f"{self} answered {command} with more than {most} bytes")
+        if response.length:  # promised and not come, which http.client leaves to us
+            raise http.client.IncompleteRead(body, response.length)
+        self._check_end(response)
+        return body
 
     def _object(self, command: str, text: bytes) -> dict[str, Any]:
         try:
@@ -180,17 +174,13 @@ class Rpc:
 
     # --- errors -----------------------------------------------------------------------------------------------
 
-    def _check(self, response: httpx2.Response, command: str) -> None:
-        status = response.status_code
+    def _check(self, response: Response, command: str) -> None:
+        status = response.status
         if status == 200:
             return
+        text = response.read(_LINE_BYTES)
         if status in _REFUSED:
             raise NodeSaid(f"{self} refuses us ({status}): {self._about_secret()}", "")
-        text = b""
-        for piece in response.iter_bytes():
-            text += piece
-            if len(text) > _LINE_BYTES:
-                break
         try:
             said = json.loads(text)["Message"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -199,6 +189,11 @@ class Rpc:
             raise NoContact(f"{self} answered {command} with the HTTP status {status}: {_shown(text)}") from None
         raise NodeSaid(f"{self} says: {_shown(said)}", str(said))
 
+    def _check_end(self, response: Response) -> None:
+        """After the last byte: what went wrong after the status had been sent."""
+        if response.stream_error is not None:
+            raise NodeSaid(f"{self} says: {_shown(response.stream_error)}", response.stream_error)
+
     def _about_secret(self) -> str:
         if self._secret is None:
             return "it wants authorization (API.Authorizations in its configuration), and no file with a secret is set"
@@ -206,47 +201,35 @@ class Rpc:
 
     # --- connecting -------------------------------------------------------------------------------------------
 
-    def _connected(self) -> httpx2.Client:
+    def _connected(self) -> Connections:
         with self._lock:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
-            if self._client is None:
+            if self._connections is None:
                 try:
-                    self._address = self._place.find()
+                    self._address = address = self._place.find()
                 except UsageError as err:
                     raise NoContact(str(err)) from None
-                self._client = self._new_client(self._address)
-            return self._client
-
-    def _new_client(self, address: Address) -> httpx2.Client:
-        if self._secret is not None and not address.encrypted:
-            log.warning("the secret for the node at %s goes over the network in the clear: use https", address)
-        self._base = address.url
-        transport = httpx2.HTTPTransport(
-            verify=self._tls if self._tls is not None else ssl.create_default_context(),
-            uds=address.socket,
-            limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
-            trust_env=False,  # a proxy of the environment is for the world outside, and would see the secret
-        )
-        headers = {} if self._secret is None else self._secret.headers()
-        return httpx2.Client(transport=transport, headers=headers, trust_env=False)
+                if self._secret is not None and not address.encrypted:
+                    log.warning("the secret for the node at %s goes over the network in the clear: use https", address)
+                headers = {} if self._secret is None else self._secret.headers()
+                self._connections = Connections(address, headers, self._tls)
+            return self._connections
 
     def lost_contact(self) -> None:
         """Ask anew where the node is before the next call: it may have come back at another port."""
         with self._lock:
             self.losses += 1
-            if self._client is None or self._place.find_quietly() in (None, self._address):
-                return
-            self._left.append(self._client)  # closed in the end: others may be in the middle of a call on it
-            self._client = None
+            if self._connections is not None and self._place.find_quietly() not in (None, self._address):
+                self._connections.close()
+                self._connections = None
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
         with self._lock:
-            clients = [*self._left, *([self._client] if self._client is not None else [])]
-            self._left, self._client, self._closed = [], None, True
-        for client in clients:
-            client.close()
+            connections, self._connections, self._closed = self._connections, None, True
+        if connections is not None:
+            connections.close()
 
 
 class TooMuch(StoreUnavailable):
@@ -254,7 +237,7 @@ class TooMuch(StoreUnavailable):
 
 
 class _Explained:
-    """Turns what httpx raises into NoContact."""
+    """Turns what http.client raises into NoContact."""
 
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
@@ -262,7 +245,7 @@ class _Explained:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)):
+        if isinstance(error, (OSError, http.client.HTTPException, UnicodeError)):
             self._rpc.lost_contact()
             raise NoContact(f"{self._rpc} {_why(error)}") from error
         if isinstance(error, NoContact):
@@ -270,16 +253,17 @@ class _Explained:
 
 
 def _why(error: BaseException) -> str:
-    text = str(error)
-    if isinstance(error, httpx2.ConnectTimeout):
-        return f"did not take a connection within {CONNECT_S:g} s"
-    if isinstance(error, httpx2.TimeoutException):
+    if isinstance(error, NotConnected):
+        cause = error.__cause__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"is not believed, as its certificate is not ({cause.verify_message}); a CA of your own can be set"
+        if isinstance(cause, TimeoutError):
+            return f"did not take a connection within {CONNECT_S:g} s"
+        why = (cause.strerror or str(cause)) if isinstance(cause, OSError) else str(cause)
+        return f"can't be reached ({why}): is it running?"
+    if isinstance(error, TimeoutError):
         return "takes connections, but does not answer"
-    if isinstance(error, httpx2.ConnectError):
-        if "CERTIFICATE" in text.upper():
-            return f"is not believed, as its certificate is not: {text}; a CA of your own can be set"
-        return f"can't be reached ({text}): is it running?"
-    return f"broke off ({text or type(error).__name__})"
+    return f"broke off ({str(error) or type(error).__name__})"
 
 
 def _shown(text: object) -> str:
