@@ -14,6 +14,7 @@ from fused.dag.build import DirEntry, directory
 from fused.dag.seal import plain_seal
 from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageError
 from fused.store.base import Pin
+from fused.store.kubo import pins
 from fused.store.kubo.store import KuboStore
 from fused.store.opening import make_store
 from fused.store.spec import StoreSpec
@@ -177,11 +178,6 @@ async def test_damage_at_the_node_is_found_and_repaired(tmp_path: Path) -> None:
 # --- pins -------------------------------------------------------------------------------------------------------
 
 
-def tree_of(seed: int, count: int = 20) -> tuple[list, object]:  # type: ignore[type-arg]
-    leaves = random_blocks(count, 500, seed=seed)
-    return leaves, node(*(leaf.cid for leaf in leaves), salt=b"%d" % seed)
-
-
 async def test_pins_are_named_for_people_and_found_by_any_store(tmp_path: Path) -> None:
     with KuboNode(tmp_path / "repo") as kubo:
         leaves, root = random_blocks(3, 100), node(raw(b"x").cid)
@@ -274,6 +270,27 @@ async def test_pins_wait_for_no_network_when_a_block_was_removed_by_hand(tmp_pat
                 await store.pin(Pin("m", root.cid, ""))
             assert caught.value.cid == leaves[7].cid
             assert await store.put([*leaves, root]) == 51
+            await store.pin(Pin("m", root.cid, ""))
+
+
+@pytest.mark.parametrize("pinned_before", [False, True])
+async def test_a_hole_that_nobody_can_fill_is_found_while_the_node_looks_for_it_in_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned_before: bool
+) -> None:
+    monkeypatch.setattr(pins, "_STALLED_S", 1.0)
+    monkeypatch.setattr(pins, "_WALK_S", 2.0)
+    with KuboNode(tmp_path / "repo") as kubo:
+        async with KuboStore(spec_of(tmp_path, kubo)) as store:
+            leaves = random_blocks(20, 500)
+            old, root = node(leaves[0].cid), node(*(leaf.cid for leaf in leaves))
+            await store.put([*leaves, root, old])
+            if pinned_before:
+                await store.pin(Pin("m", old.cid, ""))
+            kubo.run("block", "rm", format_cid(leaves[7].cid))
+            with pytest.raises(BlockNotFound):
+                await store.pin(Pin("m", root.cid, ""))
+            assert await store.pins() == ([Pin("m", old.cid, "")] if pinned_before else [])
+            assert await store.put([*leaves, root]) == 21
             await store.pin(Pin("m", root.cid, ""))
 
 

@@ -88,7 +88,25 @@ def test_one_that_is_damaged_while_it_is_used_is_a_miss(tmp_path: Path) -> None:
     cache.close()
 
 
+def test_one_that_another_process_holds_is_a_miss_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fused.store.cache._BUSY_S", 0.05)
+    cache = BlockCache(str(tmp_path / "cache"), 1 << 20)
+    one, two = random_blocks(2, 100)
+    cache.put([one])
+    with closing(sqlite3.connect(tmp_path / "cache", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        cache.put([two])
+        assert cache.get([one.cid, two.cid]) == {one.cid: one.data}
+        other.execute("ROLLBACK")
+    cache.put([two])
+    assert cache.get([two.cid]) == {two.cid: two.data}
+    cache.close()
+
+
 def test_without_a_disk_there_is_no_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     cache = BlockCache(str(tmp_path / "missing" / "cache"), 1 << 20)
     [block] = random_blocks(1, 100)
     cache.put([block])
