@@ -1,7 +1,7 @@
 """How fast blocks go to a Kubo node, beside `ipfs add` to the same one: `python bench/kubo.py [MIB]`, PYTHONPATH=.
 
-A large file in blocks of 1 MiB, and 10,000 files of 4 KiB, in batches as `fused/sync/outbox.py` makes them. Both ways go
-to a fresh daemon on this machine, with its usual datastore; what is hashed and read before is not counted for ours.
+A large file in blocks of 1 MiB, and 10,000 files of 4 KiB, in batches as `fused/sync/outbox.py` makes them. Both
+ways go to a fresh daemon on this machine with the usual datastore; hashing and reading before is not counted for ours.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,6 +21,9 @@ from fused.store.spec import StoreSpec
 from fused.sync.outbox import BATCH_BLOCKS, BATCH_BYTES
 from fused.types import Block
 from tests.support.kubo_node import KuboNode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB = 1 << 20
 SMALL, FILES = 4096, 10_000

@@ -38,6 +38,7 @@ MAX_BLOCK = 2 << 20
 # it ignores. Run with 0.42.
 _OLDEST = (0, 29)
 _PIECE = 256 << 10  # bytes handed to the socket at once, at least: many small sends cost more than copying
+_IMPORT_S = 120.0  # a slow disk takes its time over a thousand blocks, and Kubo says nothing until it is done
 _STATUS_S = 3.0
 _CID_IN_ERROR = re.compile(r"(?:could not find|get) ([A-Za-z0-9]{20,})")
 
@@ -125,7 +126,7 @@ class Node:
         size = len(head) + sum(map(car.section_size, blocks))
         # Nothing is pinned here, and the root is only a formality, so it need not be announced at once, either.
         options = {"pin_roots": "false", "stats": "true", "fast_provide_root": "false"}
-        body = self.rpc.send("dag/import", pieces, size, **options)
+        body = self.rpc.send("dag/import", pieces, size, wait_s=_IMPORT_S, **options)
         count = None
         with suppress(ValueError, KeyError, TypeError, IndexError):
             count = json.loads(body.strip().splitlines()[-1])["Stats"]["BlockCount"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import secrets
 import ssl
 import threading
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +32,6 @@ ANSWER_S = 30.0
 _ANSWER_BYTES = 256 << 20  # a list of two million pins; a node that sends more without end is none
 _LINE_BYTES = 1 << 20
 _SAID_CHARS = 300  # of what a node says, in a sentence of ours
-_BOUNDARY = "ipfsfs-5f0c2d5b7e1a4c0e9d3b"
 _REFUSED = (401, 403)
 _READ = 64 << 10
 
@@ -109,17 +109,20 @@ class Rpc:
                 yield self._object(command, rest)
             self._check_end(response)
 
-    def send(self, command: str, pieces: Callable[[], Iterable[bytes]], size: int, **options: str) -> bytes:
+    def send(
+        self, command: str, pieces: Callable[[], Iterable[bytes]], size: int, *, wait_s: float, **options: str
+    ) -> bytes:
         """Send the pieces, of `size` bytes together, as the command's file. Returns the body of the answer.
 
         `pieces` may be called twice. An exception out of it cuts the connection, so that the node sees that the file
         is not whole, and passes.
         """
+        boundary = secrets.token_hex(24)  # new each time, or a file that holds it could never be stored
         head = (
-            f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
         ).encode()
-        tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
 
         def body() -> Iterator[bytes]:
             yield head
@@ -127,10 +130,10 @@ class Rpc:
             yield tail
 
         headers = {
-            "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
             "Content-Length": str(len(head) + size + len(tail)),
         }
-        with _Explained(self), self._post(command, (), options, ANSWER_S, headers, body) as response:
+        with _Explained(self), self._post(command, (), options, wait_s, headers, body) as response:
             return self._body(response, command, _LINE_BYTES)
 
     def _post(
