@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from fused.check.findings import Report
-    from fused.store.audit import Audit
+    from fused.check.stores import Reads
     from fused.store.rows import Row
 
 PHASE = "verifying"
@@ -68,7 +68,7 @@ class Bad(NamedTuple):
 class Verifier:
     """One pass. `bad` and `blocks` grow as it goes; `falsely_marked` are whole and counted as damaged."""
 
-    def __init__(self, audit: Audit, report: Report) -> None:
+    def __init__(self, audit: Reads, report: Report) -> None:
         self.bad: dict[CID, Bad] = {}
         self.falsely_marked: list[CID] = []
         self.blocks = 0
@@ -79,7 +79,7 @@ class Verifier:
         self._total = audit.known_blocks()
         self._leaves: list[Row] = []
         self._leaf_bytes = 0
-        self._under_way: deque[Future[list[tuple[Row, StoreError | None]]]] = deque()
+        self._under_way: deque[Future[list[tuple[Row, int | StoreError]]]] = deque()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="verify")
 
     def run(self, roots: Iterable[CID]) -> None:
@@ -97,7 +97,7 @@ class Verifier:
             rows = {row.cid: row for row in some}
             links: dict[CID, None] = {}
             for cid, data in self._audit.read(list(rows)):
-                self._note(rows[cid], data if isinstance(data, StoreError) else None, reached=True)
+                self._note(rows[cid], data if isinstance(data, StoreError) else len(data), reached=True)
                 if isinstance(data, StoreError):
                     continue
                 try:
@@ -147,23 +147,25 @@ class Verifier:
         while self._under_way:
             self._collect(reached)
 
-    def _verify(self, rows: list[Row]) -> list[tuple[Row, StoreError | None]]:
+    def _verify(self, rows: list[Row]) -> list[tuple[Row, int | StoreError]]:
         by_cid = {row.cid: row for row in rows}
         read = self._audit.read(list(by_cid))
-        return [(by_cid[cid], data if isinstance(data, StoreError) else None) for cid, data in read]
+        return [(by_cid[cid], data if isinstance(data, StoreError) else len(data)) for cid, data in read]
 
     def _collect(self, reached: bool) -> None:
-        for row, error in self._under_way.popleft().result():
-            self._note(row, error, reached=reached)
+        for row, found in self._under_way.popleft().result():
+            self._note(row, found, reached=reached)
 
-    def _note(self, row: Row, error: StoreError | None, *, reached: bool) -> None:
-        if isinstance(error, BlockNotFound) and not reached and row.cid not in self._audit.rows([row.cid]):
+    def _note(self, row: Row, found: int | StoreError, *, reached: bool) -> None:
+        """`found` is how many bytes it has, or what is wrong with it."""
+        if isinstance(found, BlockNotFound) and not reached and row.cid not in self._audit.rows([row.cid]):
             return  # garbage that was collected since its row was read
         self.blocks += 1
-        if error is not None:
-            self.bad[row.cid] = Bad(str(error), reached)
+        if isinstance(found, StoreError):
+            self.bad[row.cid] = Bad(str(found), reached)
         else:
-            self.bytes += row.size
+            self.bytes += found
             if row.damaged:
                 self.falsely_marked.append(row.cid)
-        self._report(PHASE, self.blocks, max(self._total, self.blocks), "blocks")
+        total = None if self._total is None else max(self._total, self.blocks)
+        self._report(PHASE, self.blocks, total, "blocks")

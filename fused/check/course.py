@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fused.check.index import IndexState, check_index, list_pinned, mend_index
 from fused.check.memos import NothingRuns
-from fused.check.mend import BlockMender, mend_bookkeeping
+from fused.check.mend import BlockMender, mend_bookkeeping, pin_listed
 from fused.check.snapshots import Shown, StoreCheck
 from fused.cid import RAW, codec_of
 from fused.errors import IndexDamaged, StoreError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from fused.check.findings import Finding, Report
-    from fused.store.blocking import BlockingStore
+    from fused.check.stores import CheckedStore
 
 ROUNDS = 16
 """Looks after the first, at most. Each but the last finds other blocks damaged than the one before."""
@@ -64,7 +64,7 @@ class OurIndex:
         state_dir: str,
         patterns: Sequence[str],
         owner: str,
-        store: BlockingStore,
+        store: CheckedStore,
         report: Report,
     ) -> None:
         self._root = root
@@ -113,7 +113,7 @@ class OurIndex:
 class Course:
     """One run of fsck. `findings` is all there is to say when `run` has returned, or raised."""
 
-    store: BlockingStore
+    store: CheckedStore
     subject: Subject | None
     report: Report
     content: bool
@@ -177,7 +177,10 @@ class Course:
     def _mend_until_done(self, found: StoreCheck) -> None:
         self._mend_list(found)
         for _ in range(ROUNDS):
-            mend_bookkeeping(self.store, found, None if self.subject is None else self.subject.owner)
+            if self.store.bookkeeping is not None:
+                mend_bookkeeping(self.store, self.store.bookkeeping, found)
+            if self.subject is not None:
+                pin_listed(self.store, found, self.subject.owner)
             mended = self._mend_blocks(found)
             if not mended:
                 self._forget(found)
@@ -208,8 +211,9 @@ class Course:
 
     def _forget(self, found: StoreCheck) -> None:
         """Drop damaged blocks that no snapshot needs; none, while a node is damaged that may have links to them."""
-        if all(codec_of(cid) == RAW or not bad.reached for cid, bad in found.bad.items()):
-            self.store.audit.forget([cid for cid, bad in found.bad.items() if not bad.reached])
+        books = self.store.bookkeeping
+        if books is not None and all(codec_of(cid) == RAW or not bad.reached for cid, bad in found.bad.items()):
+            books.forget([cid for cid, bad in found.bad.items() if not bad.reached])
 
     def _mend_list(self, found: StoreCheck) -> None:
         """Damaged rows of the list of snapshots from the pins, in their places; those that point at nothing go."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from fused.check.findings import Report
     from fused.check.memos import Live
+    from fused.check.stores import CheckedStore
     from fused.index.index import Index
-    from fused.store.blocking import BlockingStore
     from fused.sync.changes import ChangeLog
     from fused.types import FileKey
 
@@ -92,7 +92,7 @@ def row_from_json(said: list[Any]) -> SnapshotRow:
 def check_index(
     root_fd: int,
     state_dir: str,
-    store: BlockingStore,
+    store: CheckedStore,
     patterns: Sequence[str],
     live: Live,
     report: Report,
@@ -136,7 +136,7 @@ def mend_index(index: Index, state: IndexState) -> None:
     index.drop_files(state.files_to_drop)
 
 
-def list_pinned(index: Index, store: BlockingStore, owner: str) -> None:
+def list_pinned(index: Index, store: CheckedStore, owner: str) -> None:
     """List the snapshots that the store's pins know, in an index that knows none. A damaged one stays pinned."""
     for pin in store.pins.list(owner):
         with suppress(StoreError, DagError):

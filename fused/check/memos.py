@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fused.check.findings import Report
+    from fused.check.stores import CheckedStore
     from fused.cid import CID
     from fused.dag.build import DirEntry
     from fused.index.index import DirMemo, FileMemo
     from fused.index.reading import IndexReader
-    from fused.store.blocking import BlockingStore
     from fused.sync.excludes import Excludes
     from fused.sync.visit import Child
 
@@ -104,7 +104,7 @@ class MemoCheck:
         self,
         root_fd: int,
         reader: IndexReader,
-        store: BlockingStore,
+        store: CheckedStore,
         excludes: Excludes,
         live: Live,
         report: Report,

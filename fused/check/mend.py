@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
     from fused.check.findings import Report
     from fused.check.snapshots import StoreCheck
+    from fused.check.stores import CheckedStore
     from fused.index.index import SnapshotRow
     from fused.index.reading import IndexReader
+    from fused.store.audit import Audit
     from fused.store.base import LinksOf
-    from fused.store.blocking import BlockingStore
 
 PHASE = "looking for lost content"
 
@@ -49,7 +50,7 @@ _PATHS_TRIED = 16  # for each block; they all need the same content
 class BlockMender:
     """`wanted` shrinks as blocks are offered and fit; `mended` counts those."""
 
-    def __init__(self, store: BlockingStore, wanted: Iterable[CID], report: Report) -> None:
+    def __init__(self, store: CheckedStore, wanted: Iterable[CID], report: Report) -> None:
         self.wanted = set(wanted)
         self.mended = 0
         self._store = store
@@ -184,23 +185,27 @@ class _Sieve:
         return 0
 
 
-def mend_bookkeeping(store: BlockingStore, found: StoreCheck, owner: str | None) -> None:
+def mend_bookkeeping(store: CheckedStore, books: Audit, found: StoreCheck) -> None:
     """Set right what is wrong beside the blocks themselves. Raises StoreUnavailable."""
-    audit = store.audit
     with suppress(StoreDamaged):  # what can't be mended is found again, and named
         if found.broken_database:
-            audit.rebuild_indexes()
+            books.rebuild_indexes()
         if found.strays:
-            audit.remove_strays()
+            books.remove_strays()
         if found.wrong_totals:
-            audit.correct_totals()
-        audit.remove_orphans([file for file in found.orphans if file.cid is not None and file.age_s > GRACE_S])
+            books.correct_totals()
+        books.remove_orphans([file for file in found.orphans if file.cid is not None and file.age_s > GRACE_S])
         for cid in found.falsely_marked:
-            for _, data in audit.read([cid]):
+            for _, data in books.read([cid]):
                 if isinstance(data, bytes):
                     store.rows.repair([Block(cid, data)])
-        for entry in found.unpinned if owner is not None else ():
-            if entry.row is not None and owner is not None:
+
+
+def pin_listed(store: CheckedStore, found: StoreCheck, owner: str) -> None:
+    """Pin what is listed and not pinned, as far as it is there. Raises StoreUnavailable."""
+    with suppress(StoreDamaged):
+        for entry in found.unpinned:
+            if entry.row is not None:
                 with suppress(BlockNotFound):
                     store.pins.add(Pin(owner, entry.row.cid, pin_name(entry.row.files, entry.row.bytes)))
 

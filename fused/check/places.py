@@ -21,7 +21,7 @@ from fused.errors import DagError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from fused.store.audit import Audit
+    from fused.check.stores import Reads
 
 Hits = dict[CID, set[bytes]]
 """For each damaged block, the paths that lead to it, from wherever this is said of."""
@@ -63,7 +63,7 @@ class _Frame:
 class Places:
     """Answers for any number of roots."""
 
-    def __init__(self, audit: Audit, damaged: Collection[CID]) -> None:
+    def __init__(self, audit: Reads, damaged: Collection[CID]) -> None:
         self._audit = audit
         self._damaged = damaged
         self._whole = Bits()

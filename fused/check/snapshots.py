@@ -12,17 +12,17 @@ from fused.check.blocks import Verifier
 from fused.check.findings import Finding
 from fused.check.places import Places
 from fused.cid import CID, format_cid
-from fused.errors import StoreDamaged, StoreError
+from fused.errors import BlockNotFound, StoreDamaged, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fused.check.blocks import Bad
     from fused.check.findings import Kind, Report
+    from fused.check.stores import CheckedStore
     from fused.index.reading import Listed
     from fused.store.audit import Orphan
     from fused.store.base import Pin
-    from fused.store.blocking import BlockingStore
 
 PHASE = "checking the store"
 
@@ -37,7 +37,7 @@ class Shown(NamedTuple):
 class StoreCheck:
     """One check. What it has found is in `findings`; the rest is for whoever sets it right."""
 
-    def __init__(self, store: BlockingStore, shown: Shown | None, report: Report) -> None:
+    def __init__(self, store: CheckedStore, shown: Shown | None, report: Report) -> None:
         """`shown` None: of no directory in particular, or its index can't be read."""
         self.findings: list[Finding] = []
         self.blocks = self.bytes = self.snapshots = 0
@@ -73,20 +73,22 @@ class StoreCheck:
     # --- bookkeeping ------------------------------------------------------------------------------------------
 
     def _bookkeeping(self) -> None:
-        audit = self._store.audit
-        for said in audit.integrity():
+        books = self._store.bookkeeping
+        if books is None:
+            return
+        for said in books.integrity():
             self.broken_database = True
             self._found("store", f"its database is damaged: {said}")
         try:
-            kept, counted = audit.totals()
+            kept, counted = books.totals()
             if kept != counted:
                 self.wrong_totals = True
                 self._found("store", f"its totals are wrong: they say {kept}, and there are {counted}")
-            strays = audit.strays()
+            strays = books.strays()
             if strays:
                 self.strays = True
                 self._found("store", f"its database holds {strays} contents that belong to no block")
-            for orphan in audit.orphans():
+            for orphan in books.orphans():
                 self.orphans.append(orphan)
                 whose = "belongs to no block" if orphan.cid is not None else "is none of the store's"
                 self._found("store", f"the file {orphan.name} {whose}", harmless=True)
@@ -112,8 +114,7 @@ class StoreCheck:
                 continue
             parts = [entry.row.cid, entry.row.tree, entry.row.meta]
             if entry.row.cid not in pinned:
-                known = self._store.audit.rows(parts)
-                if not known:
+                if all(isinstance(read, BlockNotFound) for _, read in self._store.audit.read(parts)):
                     self.pointless.append(entry)
                     self._found("snapshot", "it is in the list of snapshots, and the store has nothing of it", parts[0])
                     continue

@@ -50,7 +50,7 @@ class BlockingStore:
             raise StoreUnavailable(explain_os_error(path, err)) from err
         self.rows = BlockRows(self._db, self._blobs, self._clock, self._grace_ms)
         self.pins = PinRows(self._db)
-        self.audit = Audit(self._db, self._blobs, self.rows)
+        self.audit = self.bookkeeping = Audit(self._db, self._blobs, self.rows)
 
     def gc(self, links_of: LinksOf, check: Callable[[], None] = never) -> int:
         """See PinStore.gc and `collect.py`. `check` is called now and then and may raise."""
