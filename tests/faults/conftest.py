@@ -1,4 +1,4 @@
-"""Disks that fill up, break and stop for a while, under a real mount; and what must be true afterwards."""
+"""Disks and nodes that fill up, break and stop for a while, under a real mount; and what must be true afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 from tests.support.background import Background
 from tests.support.disks import SmallDisk
 from tests.support.faultyfs import FaultyDisk
+from tests.support.kubo_node import KuboNode
 from tests.support.mountproc import MountProcess
+from tests.support.outage import Outage
+from tests.support.proxy import Proxy
 
 
 @pytest.fixture
@@ -46,3 +49,32 @@ def background(new_mount: Callable[..., MountProcess]) -> Iterator[Background]:
     place = Background(new_mount())
     yield place
     place.close()
+
+
+@pytest.fixture
+def new_outage(tmp_path: Path, new_mount: Callable[..., MountProcess]) -> Iterator[Callable[..., Outage]]:
+    """Makes an empty directory, not mounted yet, to be stored at a real node behind a proxy."""
+    made: list[tuple[MountProcess, KuboNode, Proxy]] = []
+
+    def make(path: Path | None = None) -> Outage:
+        """`path` is where the node's repository is made."""
+        node = KuboNode(path or tmp_path / "node").start()
+        proxy = Proxy(node.url)
+        mount = new_mount()
+        made.append((mount, node, proxy))
+        return Outage(mount, node, proxy, tmp_path)
+
+    yield make
+    for mount, node, proxy in made:
+        try:
+            if mount.is_mounted():
+                mount.ipfsfs("umount", "--now", mount.path, check=False)
+        finally:
+            proxy.close()
+            node.kill()
+
+
+@pytest.fixture
+def outage(new_outage: Callable[..., Outage]) -> Outage:
+    """The same, once, with the repository on the disk of the tests."""
+    return new_outage()

@@ -81,6 +81,13 @@ class Rewrite(Act):
 
 
 @dataclass(frozen=True, slots=True)
+class Before(Act):
+    """Something else happens at the node before it sees the request."""
+
+    work: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
 class Garbage(Act):
     """Bytes that are no HTTP."""
 
@@ -271,6 +278,8 @@ class Proxy:
                 self._hold(client, released)
             case Delay(seconds=seconds):
                 released.wait(seconds)
+            case Before(work=work):
+                work()
             case Answer(make=make, status=status, content_type=content_type):
                 for _ in _body(stream, request):
                     pass
