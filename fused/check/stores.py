@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
+from fused.store.blocking import BlockingStore
+from fused.store.opening import make_node_store
 from fused.store.rows import Row
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from fused.errors import StoreError
     from fused.store.audit import Audit
     from fused.store.base import Block, NodeStore, Pin
+    from fused.store.spec import StoreSpec
 
 T = TypeVar("T")
 
@@ -156,6 +159,17 @@ def checked_node(make: Callable[[], NodeStore]) -> Iterator[CheckedNode]:
     finally:
         end()
         thread.join()
+
+
+@contextmanager
+def checked_store(spec: StoreSpec) -> Iterator[CheckedStore]:
+    """Open the store that is meant, for a command that blocks. Raises StoreUnavailable, UsageError."""
+    if spec.kind == "embedded":
+        with BlockingStore(spec.directory) as store:
+            yield store
+    else:
+        with checked_node(lambda: make_node_store(spec)) as node:
+            yield node
 
 
 class _Call(Protocol):

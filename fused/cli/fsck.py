@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from fused.check.course import Course, IndexSide, Subject
     from fused.check.findings import Finding
     from fused.check.index import IndexState
+    from fused.check.stores import CheckedStore
     from fused.config import Settings
     from fused.index.index import SnapshotRow
-    from fused.store.blocking import BlockingStore
+    from fused.store.spec import StoreSpec
 
+_STORE_FLAGS = ("store", "store_dir", "auth_file", "ca_file")
 _PATHS_SHOWN = 5
 _SNAPSHOTS_SHOWN = 3
 
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     result = _Result()
     target: Target | None = None
     try:
-        if args.dir is not None or args.store_dir is None:
+        if args.dir is not None or (args.store_dir is None and args.store is None):
             target = find_target(args.dir or ".", args.state_dir)
         with Progress(args.progress) as progress:
             _check(args, target, result, progress)
@@ -143,18 +145,17 @@ def _failed(exc: Exception, result: _Result) -> None:
 
 def _check(args: argparse.Namespace, target: Target | None, result: _Result, progress: Progress) -> None:
     from fused.check.course import Course
+    from fused.check.stores import checked_store
     from fused.config import read_settings
-    from fused.paths import default_store_dir
-    from fused.store.blocking import BlockingStore
 
     settings = None if target is None else read_settings(target.state_dir)
-    store_dir = args.store_dir or (default_store_dir() if settings is None else settings.store_dir)
-    store_dir = os.path.abspath(os.path.expanduser(store_dir))
-    if not os.path.isdir(store_dir) or not os.listdir(store_dir):  # looking for damage makes no new store
-        raise StoreUnavailable(f"there is no store at {store_dir}; --store-dir names another")
+    spec = _spec(args, settings)
+    if spec.kind == "embedded" and (not os.path.isdir(spec.directory) or not os.listdir(spec.directory)):
+        # Looking for damage makes no new store.
+        raise StoreUnavailable(f"there is no store at {spec.directory}; --store-dir names another")
     lock = None if target is None or target.mounted else state.take_lock(target.state_dir)
     try:
-        with BlockingStore(store_dir) as store:
+        with checked_store(spec) as store:
             subject = None if target is None else _subject(target, settings, store, progress)
             result.course = Course(store, subject, progress, args.content, args.repair)
             try:
@@ -172,7 +173,22 @@ def _check(args: argparse.Namespace, target: Target | None, result: _Result, pro
             os.close(lock)
 
 
-def _subject(target: Target, settings: Settings | None, store: BlockingStore, progress: Progress) -> Subject:
+def _spec(args: argparse.Namespace, settings: Settings | None) -> StoreSpec:
+    """The store that flags name, else the directory's, else what settings say for this user."""
+    from fused.config import load_settings
+
+    given = {key: getattr(args, key) for key in _STORE_FLAGS if getattr(args, key) is not None}
+    saved: dict[str, object] = {}
+    if settings is not None:
+        # What another node asks for is not told to this one.
+        keys = ("store_dir",) if "store" in given else _STORE_FLAGS
+        saved = {key: getattr(settings, key) for key in keys}
+    elif "store" not in given and "store_dir" in given:
+        saved = {"store": "embedded"}
+    return load_settings(args.dir or ".", saved | given).store_spec
+
+
+def _subject(target: Target, settings: Settings | None, store: CheckedStore, progress: Progress) -> Subject:
     from fused.check.course import OurIndex, Subject
     from fused.paths import mount_id
 

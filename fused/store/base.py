@@ -15,6 +15,7 @@ from fused.types import Block as Block  # noqa: TC001  re-exported: a store's ca
 
 if TYPE_CHECKING:
     from fused.cid import CID
+    from fused.errors import StoreError
 
 
 LinksOf = Callable[["CID", bytes], Iterable["CID"]]
@@ -140,6 +141,13 @@ class NodeStore(Store, Protocol):
 
     async def node(self) -> NodeStatus:
         """Ask the node how it is, within seconds. Never raises for a node that is down: `error` says so."""
+        ...
+
+    async def inspect(self, cids: Sequence[CID]) -> Mapping[CID, bytes | StoreError]:
+        """Each of `cids` as the node itself has it, verified, or why it has not: BlockNotFound, BlockCorrupt.
+
+        For `fsck`: neither our cache nor the node's network is asked. Raises StoreUnavailable.
+        """
         ...
 
     async def show(self, name: str, tree: CID) -> None:
