@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Literal, cast
 
 from fused import __version__, paths, private
 from fused.errors import UsageError
+from fused.store.spec import StoreSpec, parse_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +30,11 @@ other programs delete or download again.
 ON_CRASH: tuple[OnCrash, ...] = ("auto", "plain", "error")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+NODE_SNAPSHOTS = 100
+"""How many snapshots stay pinned at a node, which others use too; a store of our own keeps all."""
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -38,6 +45,17 @@ class Settings:
     store_dir: str
     owner: str
     """The name under which the mount's pins are kept in the store."""
+    store: str = "embedded"
+    """`embedded`, `kubo[=ADDRESS]` or `ipfs-kit[=IPFS_PATH]`, as `parse_store` takes it."""
+    auth_file: str | None = None
+    ca_file: str | None = None
+    cache_bytes: int = 1 << 30
+    read_seconds: float = 30.0
+    """For these four see `StoreSpec`."""
+    keep_snapshots: int | None = None
+    """So many of the newest stay pinned and listed; 0: all; None: all in a store of our own, else NODE_SNAPSHOTS."""
+    public_is_fine: bool = False
+    """Files whose names look like those of credentials may go to a node that anybody can ask for them."""
     read_only: bool = False
     allow_other: bool = False
     write_through: bool = False
@@ -53,6 +71,21 @@ class Settings:
     foreground: bool = False
     replace_stale: bool = False
     """A dead mount of ours is on `mountpoint`: detach it right before mounting, not earlier."""
+
+    @property
+    def store_spec(self) -> StoreSpec:
+        """The store that is meant."""
+        kind, address = parse_store(self.store)
+        return StoreSpec(
+            kind, self.store_dir, address, self.auth_file, self.ca_file, self.cache_bytes, self.read_seconds
+        )
+
+    @property
+    def snapshots_kept(self) -> int:
+        """How many of the newest snapshots stay pinned; 0: all."""
+        if self.keep_snapshots is not None:
+            return self.keep_snapshots
+        return 0 if self.store_spec.kind == "embedded" else NODE_SNAPSHOTS
 
 
 def _boolean(value: object) -> bool:
@@ -76,6 +109,45 @@ def _seconds(value: object) -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError("must be a number of seconds, 0 or more")
     return number
+
+
+def _waiting_seconds(value: object) -> float:
+    number = _seconds(value)
+    if number == 0:
+        raise ValueError("must be a number of seconds, more than 0")
+    return number
+
+
+def _count(value: object) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1_000_000_000:
+        return value
+    raise ValueError("must be a number, 0 or more")
+
+
+def _size(value: object) -> int:
+    """Bytes; a string may have a unit, K, M, G or T, of 1024 each (also as KiB or KB)."""
+    text = str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
+    found = re.fullmatch(r"(\d{1,15}) ?([KMGT]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise ValueError("must be a number of bytes, like 512M or 2G")
+    return int(found[1]) << _UNITS[found[2].upper()]
+
+
+def _store(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("must be embedded, kubo, kubo=URL, ipfs-kit or ipfs-kit=IPFS_PATH")
+    kind, address = parse_store(value)
+    if address is not None and "@" in (address.partition("://")[2] or address).partition("/")[0]:
+        # Said without the value, which holds a secret.
+        raise UsageError("no user and password in a store's address, please: write them to a file, see --auth-file")
+    if address is None:
+        return kind
+    # The daemon's working directory is another one. A multiaddr (/ip4/…, /unix/…) is absolute and stays as it is.
+    if kind == "ipfs-kit" or address.startswith(("~", ".")):
+        address = os.path.abspath(os.path.expanduser(address))
+    return f"{kind}={address}"
 
 
 def _path(value: object) -> str:
@@ -105,6 +177,13 @@ def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
 _CHECKS: dict[str, Callable[[object], object]] = {
     "state_dir": _path,
     "store_dir": _path,
+    "store": _store,
+    "auth_file": _path,
+    "ca_file": _path,
+    "cache_bytes": _size,
+    "read_seconds": _waiting_seconds,
+    "keep_snapshots": _count,
+    "public_is_fine": _boolean,
     "read_only": _boolean,
     "allow_other": _boolean,
     "write_through": _boolean,
@@ -190,6 +269,9 @@ def load_settings(
         values |= source
     values.setdefault("state_dir", paths.default_state_dir(mountpoint, environ))
     values.setdefault("store_dir", paths.default_store_dir(environ))
+    if values.get("store") in ("kubo", "ipfs-kit") and environ.get("IPFS_PATH"):
+        # Said out loud, so that commands that run later, from elsewhere, mean the same node.
+        values["store"] = f"{values['store']}={_path(environ['IPFS_PATH'])}"
     return Settings(
         mountpoint=mountpoint,
         owner=paths.mount_id(mountpoint),
@@ -232,5 +314,5 @@ def parse_settings(content: bytes) -> Settings | None:
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
             return None
         return Settings(**values)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError, UsageError):
         return None

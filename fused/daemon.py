@@ -32,7 +32,7 @@ from fused.errors import IpfsfsError, MountError, StoreError
 from fused.fs import mounts
 from fused.fs.filesystem import FileSystem
 from fused.fs.session import MountOptions, serve, stop, unmount
-from fused.store.embedded import EmbeddedStore
+from fused.store.opening import make_node_store, make_store
 from fused.sync.changes import ChangeLog
 from fused.sync.engine import Engine
 from fused.sync.visit import NESTED_MOUNT
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fused.control import Handler, Json, Report
     from fused.fs.requests import RequestStats
     from fused.index.index import SnapshotRow
+    from fused.store.base import NodeStatus, NodeStore, Store, StoreStats
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ REPLY_SECONDS = 2
 LINGER_SECONDS = 5
 """For programs that have files open when a signal ends us, before they get errors."""
 STORE_SECONDS = 5
+"""For the store, and a node behind it, to say how they are. `ipfsfs status` waits twice as long for us."""
+LAST_TRY_SECONDS = 15
+"""For the last snapshot, if the store has not taken the one before: unmounting must not wait for a node that is down."""
 SKIPPED_SHOWN = 1000
 
 
@@ -97,10 +101,12 @@ async def run_daemon(settings: Settings, root_fd: int, on_ready: Callable[[], No
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(TIMER_SLACK_NS))
     gc.set_threshold(*GC_THRESHOLDS)
     _raise_descriptor_limit()
-    store = EmbeddedStore(settings.store_dir)
+    spec = settings.store_spec
+    node = None if spec.kind == "embedded" else make_node_store(spec)
+    store = make_store(spec) if node is None else node
     await store.open()
     try:
-        return await Daemon(settings, root_fd, store).run(on_ready)
+        return await Daemon(settings, root_fd, store, node).run(on_ready)
     finally:
         with trio.CancelScope(shield=True):
             await store.aclose()
@@ -118,12 +124,13 @@ def _raise_descriptor_limit() -> None:
 
 
 class Daemon:
-    """One run of one mount."""
+    """One run of one mount. `node` is the store once more, if it is one with a node behind it."""
 
-    def __init__(self, settings: Settings, root_fd: int, store: EmbeddedStore) -> None:
+    def __init__(self, settings: Settings, root_fd: int, store: Store, node: NodeStore | None) -> None:
         self._settings = settings
         self._root_fd = root_fd
         self._store = store
+        self._node = node
         changes = ChangeLog(settings.state_dir)
         self._changes = changes
         self._fs = FileSystem(
@@ -142,6 +149,11 @@ class Daemon:
             exclude=settings.exclude,
             quiet_seconds=settings.quiet_seconds,
             interval_seconds=settings.interval_seconds,
+            store_id=_store_id(settings),
+            node=node,
+            root=os.fsencode(settings.mountpoint),
+            keep_snapshots=settings.snapshots_kept,
+            public_is_fine=settings.public_is_fine,
         )
         self._checks = IndexChecks(
             root_fd=root_fd,
@@ -198,8 +210,12 @@ class Daemon:
         """The mount is gone: store what its last writes changed, and let whoever waits for that know."""
         try:
             if self._take_last and not self._settings.read_only:
+                if self._engine.waiting() is not None:
+                    self._last_scope.deadline = trio.current_time() + LAST_TRY_SECONDS
                 with self._last_scope:
                     await self._engine.sync()
+                if self._last_scope.cancelled_caught:
+                    log.warning("the last snapshot was given up; what changed is stored at the next mount")
         except (IpfsfsError, OSError) as exc:
             log.warning("the last snapshot failed; what changed is stored at the next mount: %s", exc)
         except Exception:
@@ -249,7 +265,7 @@ class Daemon:
             nursery.start_soon(self._report_progress, report)
             row: SnapshotRow | Exception
             try:
-                row = await self._engine.sync()
+                row = await self._engine.sync(verify=True)
             except Exception as exc:  # kept out of the nursery, which would wrap it into a group
                 row = exc
             nursery.cancel_scope.cancel()
@@ -298,8 +314,9 @@ class Daemon:
         settings, engine = self._settings, self._engine
         store = await self._store_status()
         wrong = list(engine.problems.values())
-        if store["error"]:
+        if store["error"] and not any(str(store["error"]) in sentence for sentence in wrong):
             wrong.append(str(store["error"]))
+        waiting = engine.waiting()
         skipped = engine.notes.skipped()
         if skipped:
             wrong.append(f"{len(skipped)} files or directories are covered but can't be stored; see skipped")
@@ -320,10 +337,19 @@ class Daemon:
                 "exclude": list(settings.exclude),
                 "quiet_seconds": settings.quiet_seconds,
                 "interval_seconds": settings.interval_seconds,
+                "keep_snapshots": settings.snapshots_kept,
             },
             "files": files,
             "bytes": size,
             "skipped": _named(skipped),
+            "waiting": None
+            if waiting is None
+            else {
+                "files": waiting.files,
+                "bytes": waiting.bytes,
+                "since": iso_time(int(waiting.since * 1e9)),
+                "error": waiting.error,
+            },
             "scan": {"running": progress.phase == "scanning", "seen": progress.done},
             "activity": {"phase": progress.phase, "done": progress.done, "total": progress.total},
             "snapshot": None
@@ -374,16 +400,56 @@ class Daemon:
         )
 
     async def _store_status(self) -> Json:
-        result: Json = {"kind": "embedded", "path": self._settings.store_dir, "healthy": True, "error": None}
-        try:
-            with trio.fail_after(STORE_SECONDS):
+        """How the store is, and the node behind it. Both are asked at once, and not for long."""
+        stats: StoreStats | None = None
+        status: NodeStatus | None = None
+        error = f"the store did not answer within {STORE_SECONDS} s"
+        node = self._node
+
+        async def ask_store() -> None:
+            nonlocal stats, error
+            try:
                 stats = await self._store.stats()
-        except (StoreError, OSError) as exc:
-            return result | {"healthy": False, "error": str(exc), "blocks": None, "bytes": None, "disk_bytes": None}
-        except trio.TooSlowError:
-            why = f"the store did not answer within {STORE_SECONDS} s"
-            return result | {"healthy": False, "error": why, "blocks": None, "bytes": None, "disk_bytes": None}
-        return result | {"blocks": stats.blocks, "bytes": stats.bytes_stored, "disk_bytes": stats.disk_bytes}
+            except (StoreError, OSError) as exc:
+                error = str(exc)
+
+        async def ask_node(node: NodeStore) -> None:
+            nonlocal status
+            status = await node.node()
+
+        with trio.move_on_after(STORE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_store)
+                if node is not None:
+                    nursery.start_soon(ask_node, node)
+        spec = self._settings.store_spec
+        counts: Json = {
+            "blocks": None if stats is None else stats.blocks,
+            "bytes": None if stats is None else stats.bytes_stored,
+            "disk_bytes": None if stats is None else stats.disk_bytes,
+        }
+        if node is None:
+            why = None if stats is not None else error
+            return {"kind": spec.kind, "path": spec.directory, "healthy": why is None, "error": why} | counts
+        known = status or self._engine.disclosure.seen
+        address = known.address if known is not None else spec.address or "its usual address"
+        why = status.error if status is not None else f"the node at {address} did not answer within {STORE_SECONDS} s"
+        return {
+            "kind": spec.kind,
+            "path": spec.directory,
+            "healthy": why is None,
+            "error": why,
+            "address": address,
+            "version": None if known is None else known.version,
+            "peer_id": None if known is None else known.peer_id,
+            "reach": (None if known is None else known.reach) or "unknown",
+        } | counts
+
+
+def _store_id(settings: Settings) -> str:
+    """Tells whether the index is about this store."""
+    kind = settings.store_spec.kind
+    return f"{kind} {os.path.realpath(settings.store_dir)}" if kind == "embedded" else settings.store
 
 
 def _named(skipped: Sequence[tuple[bytes, str]]) -> list[Json]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from fused import paths, state
@@ -114,7 +115,7 @@ def _lines(report: Json, paint: Paint) -> list[str]:
         lines += _counts(report)
     lines += _snapshot(report)
     if serving:
-        lines += [*_disks(report), "", *_requests(report)]
+        lines += [*_waiting(report, paint), *_disks(report), "", *_requests(report)]
     lines += _gates(report)
     wrong = cast("list[str]", report["wrong"])
     lines += [paint("red", f"wrong     {printable(sentence)}") for sentence in wrong]
@@ -152,10 +153,46 @@ def _snapshot(report: Json) -> list[str]:
     ]
 
 
+def _waiting(report: Json, paint: Paint) -> list[str]:
+    waiting = cast("Json | None", report.get("waiting"))
+    if waiting is None:
+        return []
+    files = cast("int", waiting["files"])
+    what = (
+        f"{counted(files, 'file')} ({human_bytes(cast('int', waiting['bytes']))}) {'waits' if files == 1 else 'wait'}"
+    )
+    since = _clock(str(waiting["since"]))
+    return [paint("yellow", printable(f"waiting   {what} since {since} for the store: {waiting['error']}"))]
+
+
+def _clock(iso: str) -> str:
+    """`14:03` of today, with the date of another day, in the time of this machine."""
+    try:
+        when = datetime.fromisoformat(iso).astimezone()
+    except ValueError:
+        return iso
+    return when.strftime("%H:%M" if when.date() == datetime.now().astimezone().date() else "%Y-%m-%d %H:%M")
+
+
+_REACHES = {
+    "public": "public: whoever knows a CID can get its content",
+    "private": "private: its swarm key keeps others out",
+    "offline": "offline: nobody can get anything from it",
+    "unknown": "whether it is public is not known",
+}
+
+
 def _disks(report: Json) -> list[str]:
     store, local = cast("Json", report["store"]), cast("Json", report["local"])
     health = "healthy" if store["healthy"] else f"NOT healthy: {store['error']}"
-    lines = [f"store     {store['kind']} in {printable(str(store['path']))}, {health}"]
+    if "address" in store:
+        version = f" {store['version']}" if store["version"] else ""
+        where = f"{version} at {printable(str(store['address']))}"
+    else:
+        where = f" in {printable(str(store['path']))}"
+    lines = [f"store     {store['kind']}{where}, {printable(health)}"]
+    if "reach" in store:
+        lines.append(f"          {_REACHES.get(str(store['reach']), store['reach'])}")
     if store.get("blocks") is not None:
         sizes = [human_bytes(cast("int", store[key])) for key in ("bytes", "disk_bytes")]
         lines.append(f"          {counted(cast('int', store['blocks']), 'block')}, {sizes[0]} in {sizes[1]} on disk")

@@ -329,6 +329,13 @@ class Index:
         return _snapshot_rows(self._db, limit)
 
     @_guarded
+    def drop_snapshots(self, cids: Iterable[CID]) -> None:
+        """Take snapshots off the list, which are not kept any more."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            self._db.executemany("DELETE FROM snapshots WHERE cid = ?", [(bytes(cid),) for cid in cids])
+
+    @_guarded
     def mend_snapshots(self, drop: Iterable[int], replace: Iterable[tuple[int, SnapshotRow]]) -> None:
         """Take rows off the list of snapshots, by id, and put others in the place of damaged ones."""
         self._db.execute("BEGIN IMMEDIATE")

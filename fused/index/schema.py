@@ -28,7 +28,8 @@ VERSION = 1
 
 TABLES = """
 CREATE TABLE about (
-  key TEXT PRIMARY KEY,          -- 'version'; 'excludes': digest of the patterns that the rows below were made with
+  key TEXT PRIMARY KEY,          -- 'version'; 'excludes': digest of the patterns that the rows below were made with;
+                                 -- 'store': which store they say that the content is in
   value TEXT NOT NULL
 ) WITHOUT ROWID;
 

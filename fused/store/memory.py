@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MemoryStore:
-    """BlockStore and PinStore in a dict. `blocks` is open to tests that want to damage something."""
+    """A Store in a dict. `blocks` is open to tests that want to damage something."""
 
     def __init__(self, *, grace_s: float = 3600.0) -> None:
         """`grace_s`: how long after its last put gc leaves a block alone."""
@@ -23,6 +23,10 @@ class MemoryStore:
         self._put_at: dict[CID, float] = {}
         self._pins: dict[tuple[str, CID], Pin] = {}
         self._grace_s = grace_s
+
+    async def open(self) -> None:
+        """See Store."""
+        await trio.lowlevel.checkpoint()
 
     async def put(self, blocks: Sequence[Block]) -> int:
         """See BlockStore."""

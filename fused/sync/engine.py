@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from fused.dag.seal import plain_seal
-from fused.errors import IndexDamaged, IpfsfsError
+from fused.errors import BlockNotFound, IndexDamaged, IpfsfsError, StoreError
 from fused.index.index import Index, SnapshotRow
+from fused.sync.disclosure import Disclosure
 from fused.sync.taker import Store, Taker
 from fused.sync.visit import Notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from fused.dag.seal import Seal
+    from fused.store.base import NodeStore
     from fused.sync.changes import ChangeLog
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,9 @@ RETRY_MOST = 60.0
 
 SETTLE_SECONDS = 1.0
 
+TIDY_SECONDS = 10.0
+"""For what follows a snapshot, is no part of it, and has to wait for a node: `sync` waits for it, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -45,6 +51,16 @@ class Progress:
     phase: str = "idle"
     done: int = 0
     total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is to be stored and can't be, since when (seconds since the epoch), and why."""
+
+    files: int
+    bytes: int
+    since: float
+    error: str
 
 
 class Engine:
@@ -62,7 +78,16 @@ class Engine:
         quiet_seconds: float = 2.0,
         interval_seconds: float = 60.0,
         seal: Seal = plain_seal,
+        store_id: str = "",
+        node: NodeStore | None = None,
+        root: bytes = b"/",
+        keep_snapshots: int = 0,
+        public_is_fine: bool = False,
     ) -> None:
+        """`node` is the store once more, if it is one with a node behind it; `root` is the covered directory's path.
+
+        `keep_snapshots`: so many of the newest stay pinned and listed; 0: all.
+        """
         self._root_fd = root_fd
         self._changes = changes
         self._store = store
@@ -72,11 +97,19 @@ class Engine:
         self._quiet = quiet_seconds
         self._interval = interval_seconds
         self._seal = seal
+        self._store_id = store_id
+        self._node = node
+        self._keep = keep_snapshots
+        self.disclosure = Disclosure(node, root, public_is_fine=public_is_fine)
         self._index: Index | None = None
         self._taker: Taker | None = None
         self._lock = trio.Lock()
         self._wake = trio.Event()
         self._scanned = False
+        self._recovered = False
+        self._tidied: SnapshotRow | None = None
+        self._failing: tuple[float, str] | None = None
+        self._backlog: tuple[int, int] | None = None
         self.notes = Notes()
         self.last: SnapshotRow | None = None
         self.problems: dict[str, str] = {}
@@ -108,29 +141,53 @@ class Engine:
         """Whether everything is in the last snapshot, as far as we know."""
         return self._scanned and self.last is not None and not self._changes.dirty()
 
-    async def sync(self) -> SnapshotRow:
+    def waiting(self) -> Waiting | None:
+        """What waits for a store that fails; None if it works, or nothing is to be stored."""
+        if self._failing is None or self.clean():
+            return None
+        dirty = self._changes.dirty_counts()
+        files, size = dirty.files, dirty.bytes
+        if not self._scanned and self._backlog is not None:
+            files, size = self._backlog[0] + dirty.new, self._backlog[1] + dirty.new_bytes
+        since, error = self._failing
+        return Waiting(files, size, since, error)
+
+    async def sync(self, *, verify: bool = False) -> SnapshotRow:
         """Store everything that was changed before this call, and return the snapshot that has it.
 
-        The snapshot is durable and pinned. Raises StoreError, OSError, IndexUnavailable. Cancelling gives up the
-        snapshot under way; nothing is lost by that.
+        The snapshot is durable and pinned. With `verify`, a node is asked whether it still is, if nothing has changed.
+        Raises StoreError, OSError, IndexUnavailable. Cancelling gives up the snapshot under way; nothing is lost by
+        that.
         """
         async with self._lock:
             try:
-                row = await self._store_all()
-            except BaseException:
+                row = await self._store_all(verify)
+            except BaseException as exc:
+                if isinstance(exc, StoreError):
+                    self._failing = (time.time() if self._failing is None else self._failing[0], str(exc))
                 # The worker thread has ended by now. What it did not finish is dirty again, whatever stopped it.
                 self._changes.thaw(stored=False)
                 self._wake.set()
                 raise
             self.last = row
+            self._failing = self._backlog = None
             self.problems.pop("snapshot", None)
+            await self._tidy(row)
             return row
 
     async def snapshots(self, limit: int = -1) -> list[SnapshotRow]:
         """The newest `limit` snapshots, newest first."""
-        async with self._lock:
-            index, _ = await self._opened()
-        return await trio.to_thread.run_sync(index.snapshots, limit)
+        # Without the lock, if it can be had without: a snapshot under way may have to wait for a node.
+        if self._index is None or not self._recovered:
+            with trio.move_on_after(TIDY_SECONDS):
+                async with self._lock:
+                    try:
+                        await self._ready()
+                    except StoreError as exc:
+                        log.debug("the list of snapshots may not be whole: %s", exc)
+        if self._index is None:
+            return []
+        return await trio.to_thread.run_sync(self._index.snapshots, limit)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -148,9 +205,11 @@ class Engine:
             except Exception as exc:
                 delay = _next_delay(delay)
                 self._failed(exc, delay)
-                await trio.sleep(delay)
+                with trio.move_on_after(delay):
+                    await self._count_backlog()
+                    await trio.sleep_forever()
                 continue
-            again = _next_delay(again) if self.notes.unread() else 0.0
+            again = _next_delay(again) if self.notes.unread() or self._tidied is not self.last else 0.0
             with trio.move_on_after(again or math.inf):
                 await self._wake.wait()
             await self._wait_for_quiet()
@@ -174,10 +233,19 @@ class Engine:
             if self._changes.serial == serial:
                 return
 
+    async def _count_backlog(self) -> None:
+        """What has not been looked at since the start waits, too. Once is enough: it is for people to read."""
+        if self._scanned or self._taker is None or self._backlog is not None:
+            return
+        try:
+            self._backlog = await self._taker.backlog()
+        except (IpfsfsError, OSError) as exc:
+            log.debug("what waits is not counted: %s", exc)
+
     async def settle(self) -> None:
         """Make memos good that were made too soon after a change: call it a moment later, when nothing changes."""
         async with self._lock:
-            _, taker = await self._opened()
+            _, taker = await self._ready()
             await taker.settle()
 
     async def between_snapshots(self, work: Callable[[Index], R], *, rescan: bool) -> R:
@@ -186,12 +254,12 @@ class Engine:
         `rescan`: it changes the index, so the whole tree is looked at again, soon. Raises what `work` raises.
         """
         async with self._lock:
-            index, taker = await self._opened()
+            index, _ = await self._opened()
             result = await trio.to_thread.run_sync(work, index)
             if rescan:
-                self._scanned = False
-                await taker.recover()
+                self._scanned = self._recovered = False
                 self._wake.set()
+                await self._ready()
             return result
 
     async def aclose(self) -> None:
@@ -215,36 +283,91 @@ class Engine:
                 exclude=self._exclude,
                 notes=self.notes,
                 seal=self._seal,
+                store_id=self._store_id,
+                node=self._node,
+                disclosure=self.disclosure,
             )
             self._index, self._taker = index, taker
-            await taker.recover()
-            newest = await trio.to_thread.run_sync(index.snapshots, 1)
-            self.last = newest[0] if newest else None
+            await self._find_last()
         return self._index, self._taker
 
-    async def _store_all(self) -> SnapshotRow:
+    async def _find_last(self) -> None:
+        assert self._index is not None
+        newest = await trio.to_thread.run_sync(self._index.snapshots, 1)
+        self.last = newest[0] if newest else None
+
+    async def _ready(self) -> tuple[Index, Taker]:
+        """The index, open and with the list of snapshots. Raises StoreError if that is lost and the store can't say."""
+        index, taker = await self._opened()
+        if not self._recovered:
+            await taker.recover()
+            self._recovered = True
+            if self.last is None:
+                await self._find_last()
+        return index, taker
+
+    async def _store_all(self, verify: bool) -> SnapshotRow:
         try:
-            return await self._scan_and_take()
+            return await self._scan_and_take(verify)
         except IndexDamaged as exc:
             log.warning("%s; it is rebuilt, nothing is lost", exc)
-            self._changes.thaw(stored=False)
-            self._scanned = False
-            index, taker = await self._opened()
+            index, _ = await self._opened()
             await trio.to_thread.run_sync(index.rebuild)
-            await taker.recover()
-            return await self._scan_and_take()
+            self._recovered = False
+        except BlockNotFound as exc:
+            await self._distrust(exc)
+        self._look_again()
+        try:
+            return await self._scan_and_take(verify)
+        except BlockNotFound as exc:
+            await self._distrust(exc)
+            self._look_again()
+            raise
 
-    async def _scan_and_take(self) -> SnapshotRow:
+    async def _distrust(self, exc: BlockNotFound) -> None:
         _, taker = await self._opened()
-        if not self._scanned:
-            await taker.scan()
-            self._scanned = True
-            # The scan stands for every directory; take() has to look at those that it found changed.
-            return await taker.take(self.last, self._frozen)
-        settled = not self._changes.dirty() and not self.notes.unread()
-        if self.last is not None and settled and not await taker.excludes_changed():
-            return self.last
+        await taker.distrust(f"the store has lost something that it took: {exc}")
+
+    def _look_again(self) -> None:
+        self._changes.thaw(stored=False)
+        self._scanned = False
+
+    async def _scan_and_take(self, verify: bool) -> SnapshotRow:
+        _, taker = await self._ready()
+        if self._scanned:
+            settled = not self._changes.dirty() and not self.notes.unread()
+            if self.last is None or not settled or await taker.excludes_changed():
+                return await taker.take(self.last, self._frozen)
+            if not verify or self._node is None or await taker.check_store():
+                return self.last
+        await taker.scan()
+        self._scanned = True
+        # The scan stands for every directory; take() has to look at those that it found changed.
         return await taker.take(self.last, self._frozen)
+
+    async def _tidy(self, row: SnapshotRow) -> None:
+        """What follows a snapshot. It may fail: then it is tried again, and shown in `problems` meanwhile."""
+        taker = self._taker
+        if taker is None or self._tidied is row:
+            return
+        unpinned = await self._try("retention", "old snapshots can't be unpinned now", lambda: taker.retain(self._keep))
+        shown = await self._try("view", "the node's /ipfsfs is not up to date", lambda: taker.show(row.tree))
+        self._tidied = row if unpinned and shown else None
+
+    async def _try(self, what: str, failed: str, act: Callable[[], Awaitable[None]]) -> bool:
+        why = f"the node did not answer within {TIDY_SECONDS:.0f} s"
+        try:
+            with trio.move_on_after(TIDY_SECONDS) as scope:
+                await act()
+        except (IpfsfsError, OSError) as exc:
+            why = str(exc)
+        else:
+            if not scope.cancelled_caught:
+                self.problems.pop(what, None)
+                return True
+        log.warning("%s: %s", failed, why)
+        self.problems[what] = f"{failed}: {why}"
+        return False
 
     def _frozen(self) -> None:
         self._wake = trio.Event()

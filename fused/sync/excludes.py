@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from pathspec import GitIgnoreSpec
 
+    from fused.sync.credentials import Credentials
+
 IGNORE_FILE = b".ipfsfsignore"
+
+WITHHELD = "has a name as {} have, and the node is public"
 
 MAX_IGNORE_FILE = 1 << 20
 """Bytes of `.ipfsfsignore` that are read. Real ones have hundreds; without a limit, a mistake (a model
@@ -24,10 +28,16 @@ file of that name) would fill the memory."""
 
 
 class Excludes:
-    """A fixed list of patterns, compiled. `digest` tells two lists apart."""
+    """A fixed list of patterns, compiled. `digest` tells two lists apart.
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    `withheld`: names that are not stored either, for a reason that people are told.
+    """
+
+    def __init__(self, patterns: Sequence[str], withheld: Credentials | None = None) -> None:
         self.digest = hashlib.sha256("\n".join(patterns).encode("utf-8", "surrogateescape")).hexdigest()
+        if withheld is not None:
+            self.digest += " without credentials"
+        self._withheld = withheld
         self._spec: GitIgnoreSpec | None = None
         if any(line.strip() and not line.startswith("#") for line in patterns):
             from pathspec import GitIgnoreSpec  # 15 ms that a mount without patterns need not spend
@@ -42,6 +52,11 @@ class Excludes:
         if self._spec is None:
             return False
         return self._spec.match_file(os.fsdecode(path) + ("/" if is_dir else ""))
+
+    def why_withheld(self, path: bytes, *, is_dir: bool) -> str | None:
+        """Why `path` is not stored though no pattern excludes it. Its parents are stored."""
+        what = None if self._withheld is None else self._withheld.what(path, is_dir=is_dir)
+        return None if what is None else WITHHELD.format(what)
 
 
 def read_ignore_file(root_fd: int) -> list[str]:

@@ -116,6 +116,7 @@ class Scan:
                 self.seen_bytes += child.st.st_size
         self.seen += len(files)
         skipped += [(join(level.path, child.name), NESTED_MOUNT) for child in seen.mountpoints]
+        skipped += seen.withheld
         counted = [count_below(child, level.fd) for child in seen.excluded]
         c.notes.set(ino, skipped, (sum(n for n, _ in counted), sum(size for _, size in counted)))
         level.subdirs = iter([child for child in seen.children if stat_.S_ISDIR(child.st.st_mode)])

@@ -214,6 +214,7 @@ class TreeEncoder:
             level.skipped.append((join(level.path, child.name), NESTED_MOUNT))
             if stat_.S_ISDIR(child.st.st_mode):
                 self._add_mountpoint(level, child)
+        level.skipped += seen.withheld
         ino = level.child.st.st_ino
         counted = (0, 0)
         if seen.excluded:

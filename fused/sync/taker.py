@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 import trio
 
 from fused import __version__, allocator
-from fused.dag.meta import Snapshot, encode_snapshot
-from fused.errors import DagError, StoreError
+from fused.dag.meta import Snapshot, decode_snapshot, encode_snapshot
+from fused.errors import BlockNotFound, DagError, StoreError
 from fused.index.index import SnapshotRow
 from fused.inline import run_inline
 from fused.store.base import BlockStore, Pin, PinStore
+from fused.sync.backlog import count_backlog
 from fused.sync.capture import Capturer
 from fused.sync.excludes import Excludes, read_ignore_file
 from fused.sync.ingest import racy
@@ -37,13 +38,19 @@ if TYPE_CHECKING:
     from fused.cid import CID
     from fused.dag.seal import Seal
     from fused.index.index import Index
+    from fused.store.base import NodeStore
     from fused.sync.changes import ChangeLog
+    from fused.sync.credentials import Credentials
+    from fused.sync.disclosure import Disclosure
     from fused.sync.visit import Notes
     from fused.types import FileKey, Stat
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+UNPINNED_AT_ONCE = 100
+"""Snapshots that are let go of after one that was taken; what is left over is for the next. Each is a request."""
 
 
 class Store(BlockStore, PinStore, Protocol):
@@ -64,7 +71,11 @@ class Taker:
         exclude: Sequence[str],
         notes: Notes,
         seal: Seal,
+        store_id: str,
+        node: NodeStore | None,
+        disclosure: Disclosure,
     ) -> None:
+        """`store_id` tells one store from another; `node` is the store, if it is one with a node behind it."""
         self._root_fd = root_fd
         self._changes = changes
         self._store = store
@@ -74,6 +85,11 @@ class Taker:
         self._notes = notes
         self._seal = seal
         self._storer = storer_for(store, seal)
+        self._store_id = store_id
+        self._node = node
+        self._disclosure = disclosure
+        self._withheld: Credentials | None = None
+        self._distrusted = False
         self._racy: set[FileKey] = set()
         self._limiter = trio.CapacityLimiter(1)
         self.capturer: Capturer | None = None
@@ -84,7 +100,8 @@ class Taker:
 
     async def scan(self) -> None:
         """Find and store what is not stored. Raises StoreError, IndexUnavailable, IndexDamaged, OSError."""
-        await self._check_store()
+        self._withheld = await self._disclosure.withheld()
+        await self.check_store()
         await self._with_outbox(self._scan_thread)
 
     async def excludes_changed(self) -> bool:
@@ -95,8 +112,9 @@ class Taker:
     async def take(self, last: SnapshotRow | None, at_freeze: Callable[[], None]) -> SnapshotRow:
         """The snapshot of now; `last` itself if nothing in it would be different. Raises as `scan` does.
 
-        `at_freeze` is called at the instant T.
+        `at_freeze` is called at the instant T. Raises BlockNotFound if the store has lost something: `distrust` then.
         """
+        self._withheld = await self._disclosure.withheld()
         await self._thread(self._prepare)
         async with self._changes.settled():
             # The instant T: no checkpoint among these.
@@ -108,8 +126,10 @@ class Taker:
         root = await self._with_outbox(self._encode_thread)
         same = last is not None and (last.tree, last.meta) == (root.tree, root.meta)
         # The same, but is it there? Not if the store was moved away and has been filled anew.
-        if last is None or not same or not await self._store.has([last.cid]):
-            last = await self._finish(last, root, time_ns)
+        if last is None or not same or self._distrusted or not await self._store.has([last.cid]):
+            # One that is lost can't be compared with, and looking for it in a network takes long.
+            last = await self._finish(None if self._distrusted else last, root, time_ns)
+            self._distrusted = False
         self._changes.thaw(stored=True)
         return last
 
@@ -126,7 +146,10 @@ class Taker:
             return
         for pin in await self._store.pins(self._owner):
             try:
-                row = row_of(pin, await self._store.get(pin.cid))
+                block = await self._store.get(pin.cid)
+                if self._node is not None and decode_snapshot(pin.cid, block).host != socket.gethostname():
+                    continue  # of another machine, which covers a directory of the same path: its own to keep
+                row = row_of(pin, block)
             except (StoreError, DagError) as exc:
                 log.warning("a pinned snapshot can't be listed: %s", exc)
                 continue
@@ -136,6 +159,55 @@ class Taker:
         """End what was started. Blocks for a moment; no other method may be called afterwards."""
         if self._storer is not None:
             self._storer.close()
+
+    async def check_store(self) -> bool:
+        """Distrust the index if the store does not have what it should: it is another one, was deleted, or replaced.
+
+        Returns whether it is trusted. Raises StoreUnavailable, IndexUnavailable, IndexDamaged.
+        """
+        if self._distrusted:
+            return False
+        if await self._thread(self._index.about, "store") not in (None, self._store_id):
+            await self.distrust("this is another store than before")
+        await self._thread(self._index.set_about, "store", self._store_id)
+        newest = await self._thread(self._index.snapshots, 1)
+        if newest and not self._distrusted and not await self._is_kept(newest[0]):
+            await self.distrust("the store does not have the last snapshot any more")
+        return not self._distrusted
+
+    async def distrust(self, why: str) -> None:
+        """Believe nothing of what the index says is stored, until the next snapshot."""
+        log.warning("%s; all files are stored again", why)
+        self._distrusted = True
+        await self._thread(self._index.drop_contents)
+
+    async def retain(self, keep: int) -> None:
+        """Let go of snapshots, oldest first, until the newest `keep` are left; 0: of none. Raises StoreUnavailable."""
+        if keep == 0:
+            return
+        rows = await self._thread(self._index.snapshots)
+        kept = {row.cid for row in rows[:keep]}
+        gone: list[CID] = []
+        try:
+            for row in list(reversed(rows[keep:]))[:UNPINNED_AT_ONCE]:
+                if row.cid not in kept:
+                    await self._store.unpin(self._owner, row.cid)
+                    gone.append(row.cid)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._thread(self._index.drop_snapshots, gone)
+
+    async def show(self, tree: CID) -> None:
+        """Let people see the tree at the node. Raises StoreUnavailable."""
+        if self._node is not None:
+            await self._node.show(self._owner, tree)
+
+    async def backlog(self) -> tuple[int, int]:
+        """(files, bytes) that a scan would store, without asking the store. Raises OSError, IndexDamaged."""
+        excludes = await self._thread(self._load_excludes)
+        return await trio.to_thread.run_sync(
+            count_backlog, self._root_fd, self._changes, self._index, excludes, trio.from_thread.check_cancelled
+        )
 
     # --- on trio ------------------------------------------------------------------------------------------
 
@@ -163,14 +235,19 @@ class Taker:
             self.capturer = None
             self.scanning = None
 
-    async def _check_store(self) -> None:
-        """Distrust the index if the store does not have what it should: it was deleted, or replaced."""
-        newest = await self._thread(self._index.snapshots, 1)
-        if newest:
-            wanted = [newest[0].cid, newest[0].tree, newest[0].meta]
-            if len(await self._store.has(wanted)) < len(set(wanted)):
-                log.warning("the store does not have the last snapshot any more; all files are stored again")
-                await self._thread(self._index.drop_contents)
+    async def _is_kept(self, row: SnapshotRow) -> bool:
+        """Whether the snapshot is stored, and pinned: a node's other users may have taken its pin away."""
+        wanted = {row.cid, row.tree, row.meta}
+        if len(await self._store.has(list(wanted))) < len(wanted):
+            return False
+        if self._node is None or any(pin.cid == row.cid for pin in await self._store.pins(self._owner)):
+            return True
+        log.warning("the node does not keep the last snapshot any more; it is pinned again")
+        try:
+            await self._store.pin(Pin(self._owner, row.cid, pin_name(row.files, row.bytes)))
+        except BlockNotFound:
+            return False
+        return True
 
     async def _finish(self, last: SnapshotRow | None, root: TreeRoot, time_ns: int) -> SnapshotRow:
         snapshot = Snapshot(root.tree, root.meta, time_ns, socket.gethostname(), __version__)
@@ -205,7 +282,7 @@ class Taker:
             return Changed(0, 0, 0)
 
     def _load_excludes(self) -> Excludes:
-        return Excludes([*self._exclude, *read_ignore_file(self._root_fd)])
+        return Excludes([*self._exclude, *read_ignore_file(self._root_fd)], self._withheld)
 
     def _prepare(self) -> None:
         """Look at every directory again if other patterns hold than for the snapshot before."""

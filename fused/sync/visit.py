@@ -48,6 +48,8 @@ class Seen:
     children: list[Child] = field(default_factory=list)
     mountpoints: list[Child] = field(default_factory=list)
     excluded: list[Child] = field(default_factory=list)
+    withheld: list[tuple[bytes, str]] = field(default_factory=list)
+    """(path, why) of what is not stored because of its name."""
 
 
 class Notes:
@@ -119,11 +121,19 @@ def visit(fd: int, key: FileKey, path: bytes, changes: ChangeLog, excludes: Excl
         is_dir = stat_.S_ISDIR(child.st.st_mode)
         if excludes and excludes.match(join(path, name), is_dir=is_dir):
             seen.excluded.append(child)
+        elif why := _why_withheld(join(path, name), child, excludes):
+            seen.withheld.append((join(path, name), why))
         elif child.st.st_dev != key[0]:
             seen.mountpoints.append(child)
         else:
             seen.children.append(child)
     return seen
+
+
+def _why_withheld(path: bytes, child: Child, excludes: Excludes) -> str | None:
+    """Links and devices have no content to withhold."""
+    is_dir = stat_.S_ISDIR(child.st.st_mode)
+    return excludes.why_withheld(path, is_dir=is_dir) if is_dir or stat_.S_ISREG(child.st.st_mode) else None
 
 
 def _child(fd: int, name: bytes, listed: FileKey, changes: ChangeLog) -> Child | None:
