@@ -69,7 +69,7 @@ LINGER_SECONDS = 5
 STORE_SECONDS = 5
 """For the store, and a node behind it, to say how they are. `ipfsfs status` waits twice as long for us."""
 LAST_TRY_SECONDS = 15
-"""For the last snapshot, if the store has not taken the one before: unmounting must not wait for a node that is down."""
+"""For the last snapshot, if the store has not taken what was before: nobody who unmounts waits for a node for long."""
 SKIPPED_SHOWN = 1000
 
 
@@ -158,7 +158,7 @@ class Daemon:
         self._checks = IndexChecks(
             root_fd=root_fd,
             state_dir=settings.state_dir,
-            store_dir=settings.store_dir,
+            spec=settings.store_spec,
             patterns=settings.exclude,
             changes=changes,
             engine=self._engine,
@@ -348,6 +348,7 @@ class Daemon:
                 "files": waiting.files,
                 "bytes": waiting.bytes,
                 "since": iso_time(int(waiting.since * 1e9)),
+                "seconds": max(0.0, time.time() - waiting.since),
                 "error": waiting.error,
             },
             "scan": {"running": progress.phase == "scanning", "seen": progress.done},
@@ -371,6 +372,12 @@ class Daemon:
     def _counts(self, skipped: int) -> tuple[Json, Json]:
         """Files and bytes by state. Bytes that are dirty are those of changed chunks, so at most a little too many."""
         dirty = self._changes.dirty_counts()
+        if (unseen := self._engine.backlog()) is not None:
+            # Not looked at yet, as the store is away. Which of them are changes is not known: all count as new.
+            files, size = unseen
+            dirty = dirty._replace(
+                files=dirty.new + files, bytes=dirty.new_bytes + size, new=dirty.new + files, new_bytes=size
+            )
         storing, storing_bytes = self._engine.storing()
         excluded, excluded_bytes = self._engine.notes.excluded()
         last = self._engine.last

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from fused.check.index import Changes, IndexState, check_index, mend_index, row_from_json
-from fused.store.blocking import BlockingStore
+from fused.check.stores import checked_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fused.check.findings import Report
+    from fused.store.spec import StoreSpec
     from fused.sync.changes import ChangeLog
     from fused.sync.engine import Engine
 
@@ -28,14 +29,14 @@ class IndexChecks:
         *,
         root_fd: int,
         state_dir: str,
-        store_dir: str,
+        spec: StoreSpec,
         patterns: Sequence[str],
         changes: ChangeLog,
         engine: Engine,
     ) -> None:
         self._root_fd = root_fd
         self._state_dir = state_dir
-        self._store_dir = store_dir
+        self._spec = spec
         self._patterns = patterns
         self._live = Changes(changes)
         self._engine = engine
@@ -69,7 +70,7 @@ class IndexChecks:
 
             trio.from_thread.run(wait)
 
-        with BlockingStore(self._store_dir) as store:
+        with checked_store(self._spec) as store:
             return check_index(
                 self._root_fd,
                 self._state_dir,

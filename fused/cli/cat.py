@@ -12,7 +12,7 @@ from fused.cli.source import Tree, add_source, parse_tree, with_store
 from fused.errors import PathNotInDag, UsageError
 
 if TYPE_CHECKING:
-    from fused.store.embedded import EmbeddedStore
+    from fused.store.base import Store
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ examples:
   ipfsfs cat bafkrei… > file                   a file by its own CID
   ipfsfs cat --offset 1048576 --length 4096 bafy…/model.bin
                                                a part of it; no more than that is read
+  ipfsfs cat --store kubo bafkrei… > file      through a Kubo node, from wherever in its network the file is
 """
     parser.add_argument("file", metavar="CID[/PATH]", nargs="+", help="the file; `latest` is the newest snapshot")
     parser.add_argument("--offset", type=_bytes, default=0, metavar="BYTES", help="skip so many bytes of each file")
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     files = [parse_tree(text, args) for text in args.file]
     sys.stdout.flush()
 
-    async def work(store: EmbeddedStore) -> int:
+    async def work(store: Store) -> int:
         for file, text in zip(files, args.file, strict=True):
             await _print(store, file, text, args.offset, args.length)
         return Exit.OK
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return with_store(args, work)
 
 
-async def _print(store: EmbeddedStore, file: Tree, text: str, offset: int, length: int | None) -> None:
+async def _print(store: Store, file: Tree, text: str, offset: int, length: int | None) -> None:
     import trio
 
     from fused.view import content

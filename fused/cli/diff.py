@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fused.cid import CID
     from fused.control import Json
-    from fused.store.embedded import EmbeddedStore
+    from fused.store.base import Store
     from fused.view.compare import Change
     from fused.view.directory import Node
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     before = parse_tree(args.before, args)
     after = parse_tree(args.after, args) if args.after else Tree(_live(args), before.path)
 
-    async def work(store: EmbeddedStore) -> int:
+    async def work(store: Store) -> int:
         from fused.view.compare import compare
 
         old, new = await _find(store, before), await _find(store, after)
@@ -108,7 +108,7 @@ def _live(args: argparse.Namespace) -> CID:
         return parse_cid(str(call(target.state_dir, "sync", {}, progress)["snapshot"]))
 
 
-async def _find(store: EmbeddedStore, tree: Tree) -> Node:
+async def _find(store: Store, tree: Tree) -> Node:
     from fused.view.directory import find, open_root
 
     return await find(store, (await open_root(store, tree.cid)).node, tree.path)

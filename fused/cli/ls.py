@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
     from fused.control import Json
-    from fused.store.embedded import EmbeddedStore
+    from fused.store.base import Store
     from fused.view.directory import Names, Node
 
 _AT_ONCE = 1000
@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
     """Run `ipfsfs ls`."""
     trees = [parse_tree(text, args) for text in args.tree]
 
-    async def work(store: EmbeddedStore) -> int:
+    async def work(store: Store) -> int:
         with JsonList() if args.json else nullcontext() as objects:
             await show(store, objects)
         return Exit.OK
 
-    async def show(store: EmbeddedStore, objects: JsonList | None) -> None:
+    async def show(store: Store, objects: JsonList | None) -> None:
         for at, tree in enumerate(trees):
             if len(trees) > 1 and not (args.json or args.null):
                 print(f"{chr(10) if at else ''}{args.tree[at]}:")
@@ -92,9 +92,7 @@ def run(args: argparse.Namespace) -> int:
     return with_store(args, work)
 
 
-async def _entries(
-    store: EmbeddedStore, tree: Tree, recursive: bool, itself: bool
-) -> AsyncGenerator[tuple[Names, Node]]:
+async def _entries(store: Store, tree: Tree, recursive: bool, itself: bool) -> AsyncGenerator[tuple[Names, Node]]:
     """The entries that the arguments ask for, with paths as they are to be shown."""
     from fused.view.directory import children_looked_up, find, open_root, walk
 
@@ -111,7 +109,7 @@ async def _entries(
             yield (name,), child
 
 
-async def _link_text(store: EmbeddedStore, node: Node) -> str | None:
+async def _link_text(store: Store, node: Node) -> str | None:
     """Where a symlink points to. Raises StoreError, DagError."""
     from fused.dag.walk import read_link
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import stat
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fused import paths, state
 from fused.cli.exits import Exit
-from fused.cli.options import DIRECTORY, FILE, completes
+from fused.cli.options import DIRECTORY, FILE, add_store, completes
 from fused.cli.output import printable, say
 from fused.config import LOG_LEVELS, ON_CRASH, Settings, load_settings, save_settings
 from fused.errors import Busy, MountError, UsageError
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 _FLAGS = (
     "state_dir",
     "store_dir",
+    "store",
+    "auth_file",
+    "ca_file",
+    "cache_bytes",
+    "read_seconds",
+    "keep_snapshots",
+    "public_is_fine",
     "read_only",
     "allow_other",
     "write_through",
@@ -54,6 +62,7 @@ examples:
   ipfsfs mount ~/.cache/ipfs_accelerate     returns when the mount serves
   ipfsfs mount --exclude '*.tmp' ~/data     see also the file .ipfsfsignore in DIR
   ipfsfs mount -f --require /srv/models     under systemd or in a container
+  ipfsfs mount --store kubo ~/data          store at the Kubo node of this machine (see docs/operations.md)
   ipfsfs mount --on-crash=error ~/data      while a dead daemon is restarted, errors instead of plain files
 
 IPFS_KIT_DISABLE or STORAGE_FORCE_LOCAL (1, true, yes) or a CI that is not empty leave DIR as it is, with one
@@ -88,7 +97,27 @@ line that says so and exit code 0; so does a machine without FUSE. Every option 
     parser.add_argument("--quiet-seconds", metavar="S", help="snapshot after S seconds without a change (default: 2)")
     parser.add_argument("--interval-seconds", metavar="S", help="and after S seconds in any case (default: 60)")
     completes(parser.add_argument("--state-dir", metavar="DIR", help="index, log and control socket"), DIRECTORY)
-    completes(parser.add_argument("--store-dir", metavar="DIR", help="the store, shared by all mounts"), DIRECTORY)
+    add_store(parser, "embedded, a store of your own without a server")
+    completes(
+        parser.add_argument(
+            "--store-dir", metavar="DIR", help="the embedded store, or what is known of a node; shared by all mounts"
+        ),
+        DIRECTORY,
+    )
+    parser.add_argument("--cache-bytes", metavar="SIZE", help="the most that a node's blocks take here (default: 1G)")
+    parser.add_argument("--read-seconds", metavar="S", help="wait so long for a block from a node (default: 30)")
+    parser.add_argument(
+        "--keep-snapshots",
+        metavar="N",
+        help="keep the N newest snapshots, 0: all (default: 0 in the embedded store, 100 at a node)",
+    )
+    parser.add_argument(
+        "--i-understand-this-is-public",
+        dest="public_is_fine",
+        action="store_true",
+        default=None,
+        help="store files that look like credentials, too, at a node that anybody can ask for them",
+    )
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="how much to log (default: info)")
     completes(parser.add_argument("--log-file", metavar="FILE", help="log there"), FILE)
 
@@ -112,6 +141,10 @@ def run(args: argparse.Namespace) -> int:
         root_fd = os.open(settings.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise UsageError(f"{settings.mountpoint} can't be opened: {exc.strerror}") from None
+    if settings.store_spec.kind != "embedded":
+        from fused.cli.node import greet_node
+
+        greet_node(settings, root_fd)
     save_settings(settings)
     try:
         return _serve(settings, root_fd, lock_fd)
@@ -245,6 +278,19 @@ def _places(settings: Settings) -> Mapping[str, str]:
     }
     if settings.log_file is not None:
         places["the log file"] = settings.log_file
+    spec = settings.store_spec
+    if spec.auth_file is not None:
+        places["the file with the node's authorization"] = spec.auth_file
+    if spec.ca_file is not None:
+        places["the file with certificates"] = spec.ca_file
+    if spec.kind != "embedded":
+        # Storing changes it, which would have to be stored. Where the node behind a URL keeps its own, we can't know.
+        repository = spec.address if spec.kind == "ipfs-kit" else None
+        if spec.address is None or repository is not None:
+            places["the node's repository"] = repository or os.environ.get("IPFS_PATH") or os.path.expanduser("~/.ipfs")
+        socket = re.fullmatch(r"(?:unix://|/unix)(/.*)", spec.address or "")
+        if socket is not None:
+            places["the node's socket"] = socket[1]
     return places
 
 

@@ -41,3 +41,23 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--progress", action="store_true", default=None, help="show a progress bar in any case")
     group.add_argument("--no-progress", action="store_false", dest="progress", help="show no progress bar")
+
+
+def add_store(parser: argparse.ArgumentParser, default: str) -> None:
+    """Which store is meant, and how to get into it: --store, --auth-file, --ca-file."""
+    parser.add_argument(
+        "--store",
+        metavar="STORE",
+        help="embedded, kubo, kubo=URL (http://…, https://…, unix:///…, or a multiaddr), ipfs-kit, or "
+        f"ipfs-kit=IPFS_PATH (default: {default})",
+    )
+    completes(
+        parser.add_argument(
+            "--auth-file", metavar="FILE", help="what the node's API wants: bearer:TOKEN or basic:USER:PASSWORD"
+        ),
+        FILE,
+    )
+    completes(
+        parser.add_argument("--ca-file", metavar="FILE", help="certificates to believe a node behind TLS by (PEM)"),
+        FILE,
+    )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fused.control import Json
-    from fused.store.embedded import EmbeddedStore
+    from fused.store.base import Store
     from fused.view.directory import Names
     from fused.view.plan import Finding, Plan
     from fused.view.restore import Report
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     destination, mountpoint = _destination(args)
     paths = paths_below(mountpoint, args.path)
 
-    async def work(store: EmbeddedStore) -> int:
+    async def work(store: Store) -> int:
         return await _restore(store, tree, destination, paths, args)
 
     return with_store(args, work)
@@ -106,9 +106,7 @@ def _destination(args: argparse.Namespace) -> tuple[str, str | None]:
     return target.mountpoint, target.mountpoint
 
 
-async def _restore(
-    store: EmbeddedStore, tree: Tree, destination: str, paths: list[Names], args: argparse.Namespace
-) -> int:
+async def _restore(store: Store, tree: Tree, destination: str, paths: list[Names], args: argparse.Namespace) -> int:
     from fused.fs.mounts import find_mount
     from fused.view.directory import find, open_root
     from fused.view.restore import Report, Restore

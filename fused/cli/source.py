@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from fused.cid import format_cid, parse_cid
-from fused.cli.options import DIRECTORY, completes
+from fused.cli.options import DIRECTORY, add_store, completes
 from fused.errors import NotMounted, PathNotInDag, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fused.cid import CID
-    from fused.store.embedded import EmbeddedStore
+    from fused.store.base import Store
+    from fused.store.spec import StoreSpec
     from fused.view.directory import Names
+
+_STORE_FLAGS = ("store", "store_dir", "auth_file", "ca_file")
+_CACHE_KEYS = ("store_dir", "cache_bytes", "read_seconds")
 
 LATEST = "latest"
 """Stands for the newest snapshot of the mount, wherever a CID may stand."""
@@ -29,16 +33,19 @@ class Tree(NamedTuple):
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """--mount and --store-dir."""
+    """--mount, --store and what belongs to it, and --store-dir."""
     completes(
         parser.add_argument(
             "--mount", metavar="DIR", default=".", help="any path inside the mount that is meant (default: here)"
         ),
         DIRECTORY,
     )
+    add_store(parser, "the mount's, else this user's")
     completes(
         parser.add_argument(
-            "--store-dir", metavar="DIR", help="the store to read (default: the mount's, else this user's)"
+            "--store-dir",
+            metavar="DIR",
+            help="where the embedded store is, or what is known of a node (default: the mount's, else this user's)",
         ),
         DIRECTORY,
     )
@@ -68,33 +75,47 @@ def _latest(args: argparse.Namespace) -> CID:
     return parse_cid(str(found[0]["snapshot"]))
 
 
-def store_dir(args: argparse.Namespace) -> str:
-    """Where the store is: --store-dir, else the mount's, else what settings say for this user."""
+def store_spec(args: argparse.Namespace) -> StoreSpec:
+    """The store that is meant: flags, else the mount's own settings, else what settings say for this user."""
     from fused.cli.target import find_target
     from fused.config import load_settings, read_settings
 
-    if args.store_dir:
-        return os.path.abspath(os.path.expanduser(str(args.store_dir)))
+    flags = {key: getattr(args, key) for key in _STORE_FLAGS if getattr(args, key) is not None}
     try:
         settings = read_settings(find_target(args.mount).state_dir)
     except NotMounted:
         settings = None
-    return settings.store_dir if settings is not None else load_settings(args.mount, {}).store_dir
+    if settings is None:
+        known: dict[str, object] = {"store": "embedded"} if "store_dir" in flags else {}
+    elif not flags:
+        return settings.store_spec
+    else:
+        # What one node asks for is not told to another.
+        keys = _CACHE_KEYS if "store" in flags else (*_STORE_FLAGS, *_CACHE_KEYS)
+        known = {key: getattr(settings, key) for key in keys}
+    return load_settings(args.mount, known | flags).store_spec
 
 
-def with_store(args: argparse.Namespace, work: Callable[[EmbeddedStore], Awaitable[int]]) -> int:
+def with_store(args: argparse.Namespace, work: Callable[[Store], Awaitable[int]]) -> int:
     """Run `work` on the open store. Raises StoreUnavailable if there is none: reading makes no new one."""
     import trio
 
-    from fused.store.embedded import EmbeddedStore
+    from fused.store.opening import make_store
 
-    path = store_dir(args)
-    if not os.path.isdir(path):
-        raise StoreUnavailable(f"there is no store at {path}; --store-dir names another, --mount a mount to use its")
+    spec = store_spec(args)
+    if spec.kind == "embedded" and not os.path.isdir(spec.directory):
+        raise StoreUnavailable(
+            f"there is no store at {spec.directory}; --store-dir names another, --mount a mount to use its"
+        )
+    store = make_store(spec)
 
     async def main() -> int:
-        async with EmbeddedStore(path) as store:
+        await store.open()
+        try:
             return await work(store)
+        finally:
+            with trio.CancelScope(shield=True):
+                await store.aclose()
 
     return trio.run(main)
 

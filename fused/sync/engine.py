@@ -147,10 +147,14 @@ class Engine:
             return None
         dirty = self._changes.dirty_counts()
         files, size = dirty.files, dirty.bytes
-        if not self._scanned and self._backlog is not None:
-            files, size = self._backlog[0] + dirty.new, self._backlog[1] + dirty.new_bytes
+        if (unseen := self.backlog()) is not None:
+            files, size = unseen[0] + dirty.new, unseen[1] + dirty.new_bytes
         since, error = self._failing
         return Waiting(files, size, since, error)
+
+    def backlog(self) -> tuple[int, int] | None:
+        """(files, bytes) that were not stored at the start, while no scan can store them; None if that is not so."""
+        return None if self._scanned else self._backlog
 
     async def sync(self, *, verify: bool = False) -> SnapshotRow:
         """Store everything that was changed before this call, and return the snapshot that has it.
@@ -365,7 +369,7 @@ class Engine:
             if not scope.cancelled_caught:
                 self.problems.pop(what, None)
                 return True
-        log.warning("%s: %s", failed, why)
+        log.log(logging.DEBUG if what in self.problems else logging.WARNING, "%s: %s", failed, why)
         self.problems[what] = f"{failed}: {why}"
         return False
 
