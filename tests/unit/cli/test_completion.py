@@ -73,7 +73,7 @@ def test_bash_completes_commands(scripts: Path) -> None:
 
 
 def test_bash_completes_options_of_the_command(scripts: Path) -> None:
-    assert complete(scripts, "ipfsfs", "mount", "--re") == {"--require", "--read-only"}
+    assert complete(scripts, "ipfsfs", "mount", "--re") == {"--require", "--read-only", "--read-seconds"}
     assert complete(scripts, "ipfsfs", "sync", "--re") == set()
 
 
