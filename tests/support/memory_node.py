@@ -17,7 +17,7 @@ from fused.store.memory import MemoryStore
 
 
 class MemoryNode(MemoryStore):
-    """NodeStore. Everything it is asked, `node` aside, fails while `down`; `pin` looks at the whole DAG, as a node's."""
+    """NodeStore. Everything but `node` fails while it is `down`; `pin` looks at the whole DAG, as that of a node."""
 
     def __init__(self, reach: Reach | None = "offline") -> None:
         super().__init__()

@@ -10,95 +10,29 @@ import pytest
 from fused.sync.credentials import HARMLESS, PATTERNS, Credentials, find_credentials
 from fused.sync.excludes import Excludes
 
-SECRET = [
-    ".env",
-    ".env.local",
-    ".ENV",
-    ".env.production",
-    ".envrc",
-    "id_rsa",
-    "deploy/id_ed25519",
-    "server.pem",
-    "tls/server.key",
-    "putty.ppk",
-    "AuthKey_1.p8",
-    "bundle.p12",
-    "cert.pfx",
-    "app.keystore",
-    "truststore.jks",
-    "passwords.kdbx",
-    ".netrc",
-    "_netrc",
-    ".git-credentials",
-    ".npmrc",
-    ".pypirc",
-    ".pgpass",
-    ".aws/credentials",
-    "home/.aws/credentials",
-    ".docker/config.json",
-    ".kube/config",
-    "gh/hosts.yml",
-    ".cargo/credentials.toml",
-    ".config/gcloud/application_default_credentials.json",
-    ".config/gcloud/credentials.db",
-    "huggingface/token",
-    "token",
-    "huggingface/stored_tokens",
-    "my-service-account.json",
-    "service_account-prod.json",
-    "client_secret_123.apps.json",
-    "credentials.json",
-    "secrets.yaml",
-    ".streamlit/secrets.toml",
-    "terraform.tfstate",
-    ".ipfs/config",
-    "swarm.key",
-    "wallet.dat",
-]
+SECRET = """
+.env .env.local .ENV .env.production .envrc id_rsa deploy/id_ed25519 server.pem tls/server.key putty.ppk AuthKey_1.p8
+bundle.p12 cert.pfx app.keystore truststore.jks passwords.kdbx .netrc _netrc .git-credentials .npmrc .pypirc .pgpass
+.aws/credentials home/.aws/credentials .docker/config.json .kube/config gh/hosts.yml .cargo/credentials.toml
+.config/gcloud/application_default_credentials.json .config/gcloud/credentials.db huggingface/token token
+huggingface/stored_tokens my-service-account.json service_account-prod.json client_secret_123.apps.json
+credentials.json secrets.yaml .streamlit/secrets.toml terraform.tfstate .ipfs/config swarm.key wallet.dat
+"""
 
-ORDINARY = [
-    "env",
-    ".environment",
-    ".env.example",
-    ".env.sample",
-    "id_rsa.pub",
-    "id_ed25519.pub",
-    "ssl/cacert.pem",
-    "certifi/cacert.pem",
-    "ca.pem",
-    "fullchain.pem",
-    "pubkey.pem.txt",
-    "public.pem",
-    "tokenizer.json",
-    "token.py",
-    "tokens",
-    "tokenizer_config.json",
-    "config.json",
-    "config",
-    "credentials.py",
-    "credentials.md",
-    "key",
-    "monkey",
-    "keyboard.py",
-    "key4.db.py",
-    "model.safetensors",
-    "secrets.py",
-    "kube/config",
-    "docker/config.json",
-    "aws/credentials",
-    "notes.txt",
-    ".gitconfig",
-    ".ssh.md",
-    "known_hosts",
-]
+ORDINARY = """
+env .environment .env.example .env.sample id_rsa.pub id_ed25519.pub ssl/cacert.pem certifi/cacert.pem ca.pem
+fullchain.pem pubkey.pem.txt public.pem tokenizer.json token.py tokens tokenizer_config.json config.json config
+credentials.py credentials.md key monkey keyboard.py key4.db.py model.safetensors secrets.py kube/config
+docker/config.json aws/credentials notes.txt .gitconfig .ssh.md known_hosts
+"""
 
 
-@pytest.mark.parametrize("name", SECRET)
+@pytest.mark.parametrize("name", SECRET.split())
 def test_names_of_credentials_are_told(name: str) -> None:
     assert Credentials(b"/srv/data").what(name.encode(), is_dir=False)
 
 
-@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("name", ORDINARY.split())
 def test_other_names_are_not(name: str) -> None:
     assert Credentials(b"/srv/data").what(name.encode(), is_dir=False) is None
 

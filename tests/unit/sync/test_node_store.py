@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,13 @@ from tests.unit.sync.conftest import Covered, make_engine
 
 
 @pytest.fixture
-async def at_node(covered: Covered, tmp_path: Path) -> AsyncIterator[tuple[Covered, MemoryNode]]:
+async def at_node(covered: Covered, tmp_path: Path) -> tuple[Covered, MemoryNode]:
     """A covered directory whose store is a node in memory. It has one file."""
     node = MemoryNode()
     covered.store = node
     (covered.root / "file").write_bytes(b"content" * 1000)
     await restart(covered, node)
-    yield covered, node
+    return covered, node
 
 
 async def restart(covered: Covered, node: MemoryNode, **options: object) -> None:
@@ -268,31 +268,40 @@ async def test_snapshots_of_another_machine_are_not_listed_as_ours(
 # --- down -----------------------------------------------------------------------------------------------------
 
 
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(20):
+        while not condition():
+            await trio.sleep(0.01)
+
+
 async def test_what_waits_for_a_node_is_counted_with_what_was_there_before(
-    at_node: tuple[Covered, MemoryNode], autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    at_node: tuple[Covered, MemoryNode], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     covered, node = at_node
+    monkeypatch.setattr(engine_module, "RETRY_MOST", 0.2)
+    await restart(covered, node, quiet_seconds=0.05)
+    engine = covered.engine
     node.down = True
-    assert covered.engine.waiting() is None
+    assert engine.waiting() is None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(covered.engine.run)
-        await trio.sleep(10)
-        assert node.puts == 0
+        nursery.start_soon(engine.run)
+        await until(engine.backlog)
         covered.fs.write("new", b"12345")
-        waiting = covered.engine.waiting()
+        waiting = engine.waiting()
         assert waiting is not None
         assert (waiting.files, waiting.bytes) == (2, 7005)
         assert waiting.error == "the node in memory can't be reached: connection refused"
-        await trio.sleep(100)
-        later = covered.engine.waiting()
+        await trio.sleep(0.5)
+        later = engine.waiting()
         assert later is not None
         assert later.since == waiting.since
+        assert node.puts == 0
         node.down = False
-        await trio.sleep(70)
-        assert covered.engine.waiting() is None
-        assert covered.engine.clean()
-        assert covered.engine.last is not None
-        assert await covered.tree(covered.engine.last) == plain_tree(covered.root)
+        await until(engine.clean)
+        assert engine.waiting() is None
+        assert engine.backlog() is None
+        assert engine.last is not None
+        assert await covered.tree(engine.last) == plain_tree(covered.root)
         nursery.cancel_scope.cancel()
 
 
