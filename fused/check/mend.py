@@ -203,9 +203,12 @@ def mend_bookkeeping(store: CheckedStore, books: Audit, found: StoreCheck) -> No
 
 def pin_listed(store: CheckedStore, found: StoreCheck, owner: str) -> None:
     """Pin what is listed and not pinned, as far as it is there. Raises StoreUnavailable."""
+    holed: set[CID] = set()
+    if store.bookkeeping is None:  # a node pins nothing with holes, and would look in the network for what is missing
+        holed.update(cid for finding in found.findings if finding.kind == "block" for cid in finding.snapshots)
     with suppress(StoreDamaged):
         for entry in found.unpinned:
-            if entry.row is not None:
+            if entry.row is not None and entry.row.cid not in holed:
                 with suppress(BlockNotFound):
                     store.pins.add(Pin(owner, entry.row.cid, pin_name(entry.row.files, entry.row.bytes)))
 

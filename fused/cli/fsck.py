@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fused import state
 from fused.cli.exits import Fsck
-from fused.cli.options import DIRECTORY, add_json, add_progress, add_state_dir, completes
+from fused.cli.options import DIRECTORY, add_json, add_progress, add_state_dir, add_store, completes
 from fused.cli.output import Paint, counted, human_bytes, painter, print_json, printable, say
 from fused.cli.progress import Progress
 from fused.cli.target import Target, find_target
@@ -37,8 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ipfsfs fsck`."""
     parser.description = (
         "Check the store (its bookkeeping, and every block in it, whoever's snapshots need it), the snapshots of DIR, "
-        "and what is remembered of DIR's files. It works while DIR is mounted and in use, and while it is not. Names "
-        "each damaged block with the snapshots and paths that need it. Of clean local files only the stat is looked "
+        "and what is remembered of DIR's files. Of a node's blocks, those that snapshots need are read. "
+        "It works while DIR is mounted and in use, and while it is not. Names each damaged block with the snapshots and paths that need it. Of clean local files only the stat is looked "
         "at, unless --content is given. Files that are not stored yet are counted, and are no error. With --repair, "
         "damaged blocks are made again from DIR's plain files as far as these still have the content, the index is "
         "mended or made anew, and the bookkeeping is set right. What can't be repaired stays, and stays named."
@@ -49,6 +49,7 @@ examples:
   ipfsfs fsck --repair ~/data                 set right what can be set right
   ipfsfs fsck --json ~/data | jq '.findings'  everything that was found, with all paths
   ipfsfs fsck --store-dir /mnt/disk/store     a store alone, with the snapshots of all
+  ipfsfs fsck --store kubo                    all that ipfsfs has pinned at this machine's Kubo node
 
 exit codes, as fsck(8) has them and no other command of ipfsfs (add them up): 0 nothing is wrong, 1 something was
 put right, 4 something is wrong and was left so, 8 the check itself failed, 16 wrong usage, 32 interrupted.
@@ -58,7 +59,7 @@ put right, 4 something is wrong and was left so, 8 the check itself failed, 16 w
             "dir",
             metavar="DIR",
             nargs="?",
-            help="any path inside the directory (default: the working directory; with --store-dir, none)",
+            help="any path inside the directory (default: the working directory; with --store or --store-dir, none)",
         ),
         DIRECTORY,
     )
@@ -72,6 +73,7 @@ put right, 4 something is wrong and was left so, 8 the check itself failed, 16 w
         parser.add_argument("--store-dir", metavar="DIR", help="the store to check (default: the directory's)"),
         DIRECTORY,
     )
+    add_store(parser, "the directory's")
     add_state_dir(parser)
     add_json(parser)
     add_progress(parser)

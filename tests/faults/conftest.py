@@ -68,7 +68,7 @@ def new_outage(tmp_path: Path, new_mount: Callable[..., MountProcess]) -> Iterat
     for mount, node, proxy in made:
         try:
             if mount.is_mounted():
-                mount.ipfsfs("umount", "--now", mount.path, check=False)
+                mount.stop("--now")
         finally:
             proxy.close()
             node.kill()

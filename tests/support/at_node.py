@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import http.client
 
-from fused.cid import CID, codec_of, format_cid, inline_block, parse_cid, verify
+from fused.cid import CID, format_cid, inline_block, parse_cid, verify
 from fused.dag.node import links_of
 from tests.support.kubo_node import KuboNode
 
 
-def blocks_at(node: KuboNode, root: str | CID) -> dict[CID, bytes]:
+def blocks_at(node: KuboNode, root: str) -> dict[CID, bytes]:
     """Every block of the DAG at `root`, as the node itself has it, verified. Fails if one is not there or wrong."""
     assert node.port is not None
     connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=30)
     found: dict[CID, bytes] = {}
-    left = [root if isinstance(root, CID) else parse_cid(root)]
+    left = [parse_cid(root)]
     try:
         while left:
             cid = left.pop()
@@ -31,8 +31,3 @@ def blocks_at(node: KuboNode, root: str | CID) -> dict[CID, bytes]:
     finally:
         connection.close()
     return found
-
-
-def leaves_at(node: KuboNode, root: str) -> int:
-    """How many different blocks the DAG has that are no nodes."""
-    return sum(1 for cid in blocks_at(node, root) if codec_of(cid) == 0x55)

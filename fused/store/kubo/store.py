@@ -22,7 +22,7 @@ import trio
 
 from fused import private
 from fused.cid import RAW, codec_of
-from fused.errors import StoreUnavailable, UsageError
+from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageError
 from fused.store.base import StoreStats
 from fused.store.cache import BlockCache
 from fused.store.kubo.address import Place
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fused.cid import CID
+    from fused.errors import StoreError
     from fused.store.base import LinksOf, NodeStatus, Pin
     from fused.store.spec import StoreSpec
 
@@ -173,6 +174,22 @@ class KuboStore:
 
         for got in await self._each(self._readers, _shares(missing, _READERS), get):
             found.update(got)
+        return found
+
+    async def inspect(self, cids: Sequence[CID]) -> Mapping[CID, bytes | StoreError]:
+        """See NodeStore. Several at a time."""
+        inside = self._opened()
+        found: dict[CID, bytes | StoreError] = {}
+
+        def look(some: list[CID], stop: _Stop) -> None:
+            for cid in some:
+                stop.check()
+                try:
+                    found[cid] = inside.node.get(cid, self._spec.read_seconds, offline=True)
+                except (BlockCorrupt, BlockNotFound) as err:
+                    found[cid] = err
+
+        await self._each(self._readers, _shares(list(dict.fromkeys(cids)), _READERS), look)
         return found
 
     async def has(self, cids: Sequence[CID]) -> set[CID]:
