@@ -37,12 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ipfsfs fsck`."""
     parser.description = (
         "Check the store (its bookkeeping, and every block in it, whoever's snapshots need it), the snapshots of DIR, "
-        "and what is remembered of DIR's files. Of a node's blocks, those that snapshots need are read. "
-        "It works while DIR is mounted and in use, and while it is not. Names each damaged block with the snapshots and "
-        "paths that need it. Of clean local files only the stat is looked "
-        "at, unless --content is given. Files that are not stored yet are counted, and are no error. With --repair, "
-        "damaged blocks are made again from DIR's plain files as far as these still have the content, the index is "
-        "mended or made anew, and the bookkeeping is set right. What can't be repaired stays, and stays named."
+        "and what is remembered of DIR's files. Of a node's blocks, those that snapshots need are read. It works while "
+        "DIR is mounted and in use, and while it is not. Names each damaged block with the snapshots and paths that "
+        "need it. Of clean local files only the stat is looked at, unless --content is given. Files that are not "
+        "stored yet are counted, and are no error. With --repair, damaged blocks are made again from DIR's plain files "
+        "as far as these still have the content, the index is mended or made anew, and the bookkeeping is set right. "
+        "What can't be repaired stays, and stays named."
     )
     parser.epilog = """\
 examples:
