@@ -57,6 +57,8 @@ class Node:
         # whoever else wants to put waits for the same answer.
         self._meeting = threading.Lock()
         self._met_after: int | None = None
+        self.has_lost = False
+        """It has collected garbage, or is another node, since a pin held everything: what we put may be gone."""
 
     def __str__(self) -> str:
         return str(self.rpc)
@@ -79,6 +81,7 @@ class Node:
                 canary = None
             if marker is not None and self.present([marker]):
                 return True
+            self.has_lost = self.has_lost or marker is not None
             self.ledger.void(self._send_canary() if canary is None else canary, marker)
             return False
 

@@ -160,8 +160,11 @@ class Pins:
             label = Label(pin.owner, since, pin.cid, pin.name)
             self._add_label(label)
             if not self._is_pinned(pin.cid):
+                if self._node.has_lost:
+                    self._look_for_holes(pin.cid)
                 self._hold(pin, mine, check)
                 self._verify(pin.cid)
+                self._node.has_lost = False
             self._tidy(label, mine)
             self._ledger.settle(until)
 
@@ -248,6 +251,15 @@ class Pins:
             if missing is not None and not self._node.present([missing]):
                 raise BlockNotFound(missing) from None
             self._raise_for_lost(self._ledger.fresh(_LOOKED_FOR))
+        except BlockNotFound:
+            self._ledger.void(None, marker)
+            raise
+        self._look_for_holes(root)
+
+    def _look_for_holes(self, root: CID) -> None:
+        """Raise BlockNotFound if the node lacks something below `root`. Walks all of it, but never in the network."""
+        marker = self._ledger.marker()
+        try:
             for line in self._rpc.lines("refs", format_cid(root), recursive="true", unique="true", offline="true"):
                 if line.get("Err"):
                     said = NodeSaid("", str(line["Err"]))
