@@ -298,10 +298,9 @@ class Daemon:
                 nursery.start_soon(self._report_progress, report)
                 await self._finished.wait()
                 nursery.cancel_scope.cancel()
-            dirty = self._changes.dirty_counts()
-            unstored = (
-                {"files": 0, "bytes": 0} if self._engine.clean() else {"files": dirty.files, "bytes": dirty.bytes}
-            )
+            left = self._engine.waiting() or self._changes.dirty_counts()
+            none = self._engine.clean()
+            unstored = {"files": 0 if none else left.files, "bytes": 0 if none else left.bytes}
             last = self._engine.last
             return {"snapshot": None if last is None else format_cid(last.cid), "unstored": unstored}
         except MountError:
@@ -376,7 +375,10 @@ class Daemon:
             # Not looked at yet, as the store is away. Which of them are changes is not known: all count as new.
             files, size = unseen
             dirty = dirty._replace(
-                files=dirty.new + files, bytes=dirty.new_bytes + size, new=dirty.new + files, new_bytes=size
+                files=dirty.files + files,
+                bytes=dirty.bytes + size,
+                new=dirty.new + files,
+                new_bytes=dirty.new_bytes + size,
             )
         storing, storing_bytes = self._engine.storing()
         excluded, excluded_bytes = self._engine.notes.excluded()

@@ -34,7 +34,7 @@ def greet_node(settings: Settings, root_fd: int) -> None:
     """Say in one line how the node is. Raises UsageError if what is in the directory should not go there."""
     status = ask_node(settings.store_spec)
     if status.error is not None:
-        say(f"warning: {status.error}; what is written stays local until the node can be reached")
+        say(f"warning: what is written stays local until the node can be reached: {status.error}")
         return
     if status.reach not in ("private", "offline") and not settings.public_is_fine:
         _refuse_credentials(settings, root_fd, status)

@@ -157,12 +157,9 @@ def _waiting(report: Json, paint: Paint) -> list[str]:
     waiting = cast("Json | None", report.get("waiting"))
     if waiting is None:
         return []
-    files = cast("int", waiting["files"])
-    what = (
-        f"{counted(files, 'file')} ({human_bytes(cast('int', waiting['bytes']))}) {'waits' if files == 1 else 'wait'}"
-    )
+    what = f"{counted(cast('int', waiting['files']), 'file')} ({human_bytes(cast('int', waiting['bytes']))})"
     since = _clock(str(waiting["since"]))
-    return [paint("yellow", printable(f"waiting   {what} since {since} for the store: {waiting['error']}"))]
+    return [paint("yellow", printable(f"waiting   {what} for the store since {since}: {waiting['error']}"))]
 
 
 def _clock(iso: str) -> str:

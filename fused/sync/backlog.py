@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 def count_backlog(
     root_fd: int, changes: ChangeLog, index: Index, excludes: Excludes, cancelled: Callable[[], None]
 ) -> tuple[int, int]:
-    """(files, bytes) that a scan would store. In a worker thread; `cancelled` raises to end it. Raises OSError."""
+    """(files, bytes) that a scan would store, but for those that are known to be dirty, which others count.
+
+    In a worker thread; `cancelled` raises to end it. Raises OSError.
+    """
     files = size = 0
     root = open_dir(b".", root_fd)
     mount = mount_id(root)
@@ -38,6 +41,8 @@ def count_backlog(
                 memos = index.files(child.st.st_ino for child in regular)
                 for child in regular:
                     memo = memos.get(child.st.st_ino)
+                    if changes.changed_since(child.key):
+                        continue
                     if memo is None or memo.stat != Stat.of(child.st):
                         files, size = files + 1, size + child.st.st_size
                 for child in seen.children:

@@ -148,12 +148,12 @@ class Engine:
         dirty = self._changes.dirty_counts()
         files, size = dirty.files, dirty.bytes
         if (unseen := self.backlog()) is not None:
-            files, size = unseen[0] + dirty.new, unseen[1] + dirty.new_bytes
+            files, size = files + unseen[0], size + unseen[1]
         since, error = self._failing
         return Waiting(files, size, since, error)
 
     def backlog(self) -> tuple[int, int] | None:
-        """(files, bytes) that were not stored at the start, while no scan can store them; None if that is not so."""
+        """(files, bytes) not stored at the start nor changed since, while no scan can store them; None if it can."""
         return None if self._scanned else self._backlog
 
     async def sync(self, *, verify: bool = False) -> SnapshotRow:

@@ -1,4 +1,4 @@
-"""Kubo for the tests in this directory: a repository, or nodes. The first run on a machine may build it: some minutes."""
+"""Kubo for the tests in this directory: a repository, or nodes. The first run on a machine may build it for minutes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def kubo(tmp_path_factory: pytest.TempPathFactory) -> KuboRepo:
 
 @pytest.fixture
 def new_node(tmp_path: Path) -> Iterator[Callable[..., KuboNode]]:
-    """Makes real nodes, not started yet, that end with the test. Ask for it before `new_mount`: mounts have to go first."""
+    """Makes real nodes, not started yet, that end with the test. Ask for it before `new_mount`: mounts go first."""
     made: list[KuboNode] = []
 
     def make(name: str = "node", **options: object) -> KuboNode:
