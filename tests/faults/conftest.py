@@ -52,26 +52,38 @@ def background(new_mount: Callable[..., MountProcess]) -> Iterator[Background]:
 
 
 @pytest.fixture
-def new_outage(tmp_path: Path, new_mount: Callable[..., MountProcess]) -> Iterator[Callable[..., Outage]]:
-    """Makes an empty directory, not mounted yet, to be stored at a real node behind a proxy."""
-    made: list[tuple[MountProcess, KuboNode, Proxy]] = []
+def new_place(tmp_path: Path) -> Iterator[Callable[..., tuple[KuboNode, Proxy]]]:
+    """Makes real nodes, running, each with a proxy in front, that end after all mounts."""
+    made: list[tuple[KuboNode, Proxy]] = []
 
-    def make(path: Path | None = None) -> Outage:
+    def make(path: Path | None = None) -> tuple[KuboNode, Proxy]:
         """`path` is where the node's repository is made."""
         node = KuboNode(path or tmp_path / "node").start()
-        proxy = Proxy(node.url)
-        mount = new_mount()
-        made.append((mount, node, proxy))
-        return Outage(mount, node, proxy, tmp_path)
+        made.append((node, Proxy(node.url)))
+        return made[-1]
 
     yield make
-    for mount, node, proxy in made:
-        try:
-            if mount.is_mounted():
-                mount.stop("--now")
-        finally:
-            proxy.close()
-            node.kill()
+    for node, proxy in made:
+        proxy.close()
+        node.kill()
+
+
+@pytest.fixture
+def new_outage(
+    tmp_path: Path, new_place: Callable[..., tuple[KuboNode, Proxy]], new_mount: Callable[..., MountProcess]
+) -> Iterator[Callable[..., Outage]]:
+    """Makes an empty directory, not mounted yet, to be stored at a real node behind a proxy."""
+    made: list[Outage] = []
+
+    def make(path: Path | None = None) -> Outage:
+        node, proxy = new_place(path)
+        made.append(Outage(new_mount(), node, proxy, tmp_path))
+        return made[-1]
+
+    yield make
+    for outage in made:  # a test that has failed may have left it lying
+        outage.proxy.honest()
+        outage.proxy.up()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support.outage import CANT_STORE, Outage
+from tests.support.outage import CANT_STORE, LOST, Outage
 from tests.support.poll import wait_until
 from tests.support.proxy import (
     Act,
@@ -52,7 +52,7 @@ AT_FIRST: dict[str, tuple[str, Act, str]] = {
 @pytest.mark.parametrize("lie", AT_ANY_TIME)
 def test_a_lie_is_no_acknowledgement(outage: Outage, lie: str) -> None:
     pattern, act, sentence = AT_ANY_TIME[lie]
-    outage.mount.expect_log(CANT_STORE, "stored again")
+    outage.mount.expect_log(CANT_STORE, LOST)
     outage.write("before", 300_000)
     outage.start()
     outage.sync()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from tests.support.disks import MIB, SmallDisk
-from tests.support.outage import CANT_STORE, Outage
+from tests.support.outage import CANT_STORE, LOST, Outage
 from tests.support.poll import wait_until
 from tests.support.proxy import Before
 
@@ -17,7 +17,7 @@ def test_a_full_node_acknowledges_nothing_and_gets_the_rest_when_there_is_room(
 ) -> None:
     disk = small_disk("nodes", 40)
     outage = new_outage(disk.path / "repo")
-    outage.mount.expect_log(CANT_STORE, "stored again")
+    outage.mount.expect_log(CANT_STORE, LOST)
     outage.start()
     outage.write("fits", MIB)
     outage.sync()
@@ -36,7 +36,7 @@ def test_a_full_node_acknowledges_nothing_and_gets_the_rest_when_there_is_room(
 
 
 def test_garbage_that_is_collected_between_upload_and_pin_is_stored_again(outage: Outage) -> None:
-    outage.mount.expect_log(CANT_STORE, "stored again", "ledger")
+    outage.mount.expect_log(CANT_STORE, LOST)
     outage.write("before", MIB)
     outage.start()
     outage.sync()
@@ -49,7 +49,7 @@ def test_garbage_that_is_collected_between_upload_and_pin_is_stored_again(outage
 
 
 def test_garbage_that_is_collected_all_the_time_takes_nothing_that_was_acknowledged(outage: Outage) -> None:
-    outage.mount.expect_log(CANT_STORE, "stored again", "ledger")
+    outage.mount.expect_log(CANT_STORE, LOST)
     outage.start()
     outage.sync()
     with collecting(outage) as rounds:

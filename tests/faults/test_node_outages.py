@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.disks import MIB
 from tests.support.mountproc import run
-from tests.support.outage import CANT_STORE, Outage
+from tests.support.outage import CANT_STORE, LOST, Outage
 from tests.support.poll import wait_until
 from tests.support.proxy import Cut, Delay, Hang
 
@@ -138,7 +138,7 @@ def test_a_node_that_takes_a_second_for_each_request_is_asked_little(outage: Out
 
 
 def test_a_node_that_starts_again_with_an_empty_repository_gets_everything_again(outage: Outage) -> None:
-    outage.mount.expect_log(CANT_STORE, "the store does not have", "ledger", "stored again")
+    outage.mount.expect_log(CANT_STORE, LOST)
     for number in range(30):
         outage.write(f"{number % 3}/{number}", 50_000, number)
     outage.start()

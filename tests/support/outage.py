@@ -18,7 +18,8 @@ from tests.support.poll import wait_until
 from tests.support.proxy import Proxy
 from tests.support.whole import assert_whole
 
-CANT_STORE = r"what changed can't be stored now, next try in \d+ s: "
+CANT_STORE = r"what changed can't be stored now, next try in \d+ s: |stays local until the node can be reached"
+LOST = "the store has lost something that it took|the node does not keep the last snapshot any more|stored again"
 
 
 def noise(size: int, seed: int = 0) -> bytes:
