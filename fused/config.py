@@ -269,9 +269,9 @@ def load_settings(
         values |= source
     values.setdefault("state_dir", paths.default_state_dir(mountpoint, environ))
     values.setdefault("store_dir", paths.default_store_dir(environ))
-    if values.get("store") in ("kubo", "ipfs-kit") and environ.get("IPFS_PATH"):
+    if values.get("store") == "ipfs-kit" and environ.get("IPFS_PATH"):
         # Said out loud, so that commands that run later, from elsewhere, mean the same node.
-        values["store"] = f"{values['store']}={_path(environ['IPFS_PATH'])}"
+        values["store"] = f"ipfs-kit={_path(environ['IPFS_PATH'])}"
     return Settings(
         mountpoint=mountpoint,
         owner=paths.mount_id(mountpoint),

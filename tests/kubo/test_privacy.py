@@ -36,9 +36,7 @@ def stored(place: Background) -> set[str]:
     return {entry["path"] for entry in json.loads(listed)}
 
 
-def test_a_public_node_is_refused_with_three_ways_out(
-    new_node: Callable[..., KuboNode], background: Background
-) -> None:
+def test_a_public_node_is_refused_with_ways_out(new_node: Callable[..., KuboNode], background: Background) -> None:
     node = new_node().start()
     refused = mount_at(node, background)
     assert refused.returncode == 2
