@@ -83,7 +83,8 @@ class Outage:
     def is_stored(self) -> bool:
         """Whether everything is, says status, and nothing is wrong."""
         status = self.status()
-        return status["files"]["dirty"] == 0 and status["snapshot"] is not None and status["wrong"] == []
+        idle = status["waiting"] is None and status["files"]["dirty"] == 0 and status["activity"]["phase"] == "idle"
+        return idle and status["snapshot"] is not None and status["wrong"] == []
 
     def wait_stored(self, seconds: float = 40.0) -> str:
         """Wait until everything is stored, without asking for it, and return the snapshot: a promise, too."""
