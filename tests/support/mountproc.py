@@ -185,17 +185,21 @@ class MountProcess:
         """Whether an ipfsfs mount is on `path`, alive or dead."""
         return (str(self.path), "fuse.ipfsfs") in mounts_under(self.path)
 
-    def stop(self, *flags: str) -> None:
-        """Unmount, and check that the daemon ends with exit code 0 and has not complained."""
+    def stop(self, *flags: str, code: int = 0) -> None:
+        """Unmount, and check that the daemon ends with exit code 0 and has not complained.
+
+        `code` is that of `ipfsfs umount`; other than 0 means unmounted, and not all is stored.
+        """
         process, self._process = self._process, None
         assert process is not None, "not mounted"
         try:
-            self.ipfsfs("umount", *flags, self.path)
-            code = process.wait(timeout=30)
+            said = self.ipfsfs("umount", *flags, self.path, check=False)
+            assert said.returncode == code, f"ipfsfs umount: exit {said.returncode}\n{said.stdout}{said.stderr}"
+            ended = process.wait(timeout=30)
         except BaseException:
             self._process = process  # for close()
             raise
-        assert code == 0, f"ipfsfs mount exited with {code}\n{self.log_text()}"
+        assert ended == 0, f"ipfsfs mount exited with {ended}\n{self.log_text()}"
         assert not mounts_under(self.path), mounts_under(self.path)
         self.check_log()
 
