@@ -38,6 +38,9 @@ RETRY_FIRST = 1.0
 RETRY_MOST = 60.0
 """Seconds between tries of a snapshot that fails, or lacks files, doubling from the first to the most."""
 
+LOOK_SECONDS = 600.0
+"""How often a node is asked whether it still has what it took, while nothing changes: it may have been made anew."""
+
 SETTLE_SECONDS = 1.0
 
 TIDY_SECONDS = 10.0
@@ -214,8 +217,10 @@ class Engine:
                     await trio.sleep_forever()
                 continue
             again = _next_delay(again) if self.notes.unread() or self._tidied is not self.last else 0.0
-            with trio.move_on_after(again or math.inf):
+            with trio.move_on_after(again or (math.inf if self._node is None else LOOK_SECONDS)) as waiting:
                 await self._wake.wait()
+            if waiting.cancelled_caught and not again:
+                await self._look_at_node()
             await self._wait_for_quiet()
 
     def _failed(self, exc: Exception, delay: float) -> None:
@@ -236,6 +241,16 @@ class Engine:
             await trio.sleep(min(self._quiet, left))
             if self._changes.serial == serial:
                 return
+
+    async def _look_at_node(self) -> None:
+        """Store everything again if the node has lost it while nothing changed. One that is down is asked later."""
+        try:
+            async with self._lock:
+                _, taker = await self._ready()
+                if not await taker.check_store():
+                    self._look_again()
+        except (IpfsfsError, OSError) as exc:
+            log.debug("whether the node still has everything is not known: %s", exc)
 
     async def _count_backlog(self) -> None:
         """What has not been looked at since the start waits, too. Once is enough: it is for people to read."""

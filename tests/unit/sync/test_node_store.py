@@ -193,6 +193,25 @@ async def test_a_node_that_starts_again_empty_gets_everything_with_the_next_chan
     assert [pin.cid for pin in await node.pins("test")] == [row.cid]
 
 
+async def test_a_node_that_starts_again_empty_gets_everything_though_nothing_changes(
+    at_node: tuple[Covered, MemoryNode], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    covered, node = at_node
+    for name in ("LOOK_SECONDS", "SETTLE_SECONDS"):
+        monkeypatch.setattr(engine_module, name, 0.01)
+    await covered.engine.sync()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(covered.engine.run)
+        await lose(node)
+        lost = covered.engine.last
+        await until(lambda: covered.engine.last is not lost)
+        nursery.cancel_scope.cancel()
+    assert covered.engine.last is not None
+    assert covered.engine.last.cid in {pin.cid for pin in await node.pins("test")}
+    assert await covered.tree(covered.engine.last) == plain_tree(covered.root)
+    assert "does not have the last snapshot any more" in caplog.text
+
+
 async def test_sync_of_nothing_new_asks_the_node_whether_it_still_has_everything(
     at_node: tuple[Covered, MemoryNode], caplog: pytest.LogCaptureFixture
 ) -> None:
