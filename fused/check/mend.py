@@ -22,7 +22,7 @@ from fused.cid import CID, DAG_CBOR, RAW, cid_of, codec_of
 from fused.dag.build import file_root, symlink_node
 from fused.dag.chunker import CHUNK
 from fused.dag.meta import Snapshot, encode_snapshot
-from fused.errors import BlockNotFound, IndexDamaged, StoreDamaged
+from fused.errors import BlockCorrupt, BlockNotFound, IndexDamaged, StoreDamaged
 from fused.store.base import Block, Pin, StoreStats
 from fused.store.blocking import GRACE_S
 from fused.sync.changes import ChangeLog
@@ -61,11 +61,21 @@ class BlockMender:
         """Store those of `blocks` that are wanted. Raises StoreUnavailable."""
         found = [block for block in blocks if block.cid in self.wanted]
         if found:
-            self._store.rows.repair(found)
             self.wanted.difference_update(block.cid for block in found)
-            self.mended += len(found)
+            try:
+                self._store.rows.repair(found)
+                self.mended += len(found)
+            except BlockCorrupt:
+                self.mended += sum(map(self._put, found))
         self._seen += len(blocks)
         self._report(PHASE, self._seen, None, "blocks")
+
+    def _put(self, block: Block) -> bool:
+        """False if it stays damaged: a node may keep the bytes that it has for a CID."""
+        with suppress(BlockCorrupt):
+            self._store.rows.repair([block])
+            return True
+        return False
 
     def from_list(self, rows: Iterable[SnapshotRow]) -> None:
         """Snapshots' own blocks, as this host and this version would have made them."""
