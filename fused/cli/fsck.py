@@ -182,6 +182,8 @@ def _spec(args: argparse.Namespace, settings: Settings | None) -> StoreSpec:
 
     given = {key: getattr(args, key) for key in _STORE_FLAGS if getattr(args, key) is not None}
     saved: dict[str, object] = {}
+    if settings is not None and not given:
+        return settings.store_spec  # without a look at the directory, whose daemon may hang
     if settings is not None:
         # What another node asks for is not told to this one.
         keys = ("store_dir",) if "store" in given else _STORE_FLAGS
