@@ -121,18 +121,18 @@ def test_local_work_does_not_notice_a_node_that_never_answers(outage: Outage) ->
     outage.assert_kept()
 
 
-def test_a_node_that_takes_a_second_for_each_request_is_asked_little(outage: Outage) -> None:
+def test_a_node_that_is_slow_to_answer_is_asked_little(outage: Outage) -> None:
     for number in range(300):
         outage.write(f"{number % 7}/{number}", 3000, number)
     outage.start()
     outage.sync()
-    outage.proxy.rule("*", Delay(1.0))
+    outage.proxy.rule("*", Delay(0.4))  # as many requests as with a second, in less of our time
     for number in range(40):
         outage.write(f"{number % 7}/{number}", 3000, 1000 + number)
     before = outage.proxy.counts()
     outage.sync()
     asked = {command: n - before.get(command, 0) for command, n in outage.proxy.counts().items()}
-    assert sum(asked.values()) < 60, asked
+    assert sum(asked.values()) < 50, asked
     outage.proxy.honest()
     outage.assert_kept()
 
