@@ -306,9 +306,9 @@ def parse_settings(content: bytes) -> Settings | None:
     try:
         saved = json.loads(content)
         known = {field.name for field in fields(Settings)}
-        values = {key: value for key, value in saved.items() if key in known}
+        values = {key: value for key, value in saved.items() if key in known and value is not None}
         for key, value in values.items():
-            if key in _CHECKS and value is not None:
+            if key in _CHECKS:
                 values[key] = _CHECKS[key](value)
         texts = [values.get(key) for key in ("mountpoint", "state_dir", "store_dir", "owner")]
         if not all(isinstance(text, str) and "\0" not in text for text in texts):

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from fused.store.spec import StoreSpec
 
 ANSWER_S = 5.0
+_CLOSE_S = 1.0
 
 
 def ask_node(spec: StoreSpec, seconds: float = ANSWER_S) -> NodeStatus:
@@ -38,9 +38,7 @@ def ask_node(spec: StoreSpec, seconds: float = ANSWER_S) -> NodeStatus:
         answer = _read(read_fd, time.monotonic() + seconds)
     finally:
         os.close(read_fd)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _end(pid)
     address = spec.address or "its usual address"
     if answer is None:
         return NodeStatus(address, f"the node at {address} did not answer within {seconds:.0f} s")
@@ -59,17 +57,30 @@ def _answer(store: NodeStore, write_fd: int) -> NoReturn:
 
         logging.disable(logging.CRITICAL)
 
-        async def ask() -> NodeStatus:
-            await store.open()
-            return await store.node()
+        async def ask() -> None:
+            try:
+                await store.open()
+                status = await store.node()
+            except (IpfsfsError, OSError) as exc:
+                status = NodeStatus("", str(exc))
+            os.write(write_fd, json.dumps(asdict(status)).encode())
+            os.close(write_fd)  # nobody has to wait for what comes
+            await store.aclose()
 
-        try:
-            status = trio.run(ask)
-        except (IpfsfsError, OSError) as exc:
-            status = NodeStatus("", str(exc))
-        os.write(write_fd, json.dumps(asdict(status)).encode())
+        trio.run(ask)
     finally:
         os._exit(0)
+
+
+def _end(pid: int) -> None:
+    """Let the child close what it has open (a process of its own, perhaps), but not for long."""
+    deadline = time.monotonic() + _CLOSE_S
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(0.005)
 
 
 def _read(fd: int, deadline: float) -> bytes | None:

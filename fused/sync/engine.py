@@ -4,6 +4,9 @@ A snapshot is taken when nothing has changed for `quiet_seconds`, after `interva
 always changes, and when somebody asks for one (`sync`). What fails is tried again, less and less often,
 and is shown in `problems` until it works; files stay dirty meanwhile and no file operation notices.
 The same for single files that the disk can't read: snapshots are taken without them, and try again.
+
+A store may lose what it had (another repository behind a node, garbage collected too early). Whenever that shows,
+nothing of what the index says is stored is believed any more, and everything is stored again.
 """
 
 from __future__ import annotations
