@@ -12,6 +12,7 @@ from fused.cli.exits import Fsck
 from fused.cli.options import DIRECTORY, add_json, add_progress, add_state_dir, add_store, completes
 from fused.cli.output import Paint, counted, human_bytes, painter, print_json, printable, say
 from fused.cli.progress import Progress
+from fused.cli.source import named_store
 from fused.cli.target import Target, find_target
 from fused.control import call
 from fused.errors import DaemonGone, IpfsfsError, StoreDamaged, StoreUnavailable, UsageError
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
     from fused.check.stores import CheckedStore
     from fused.config import Settings
     from fused.index.index import SnapshotRow
-    from fused.store.spec import StoreSpec
 
-_STORE_FLAGS = ("store", "store_dir", "auth_file", "ca_file")
 _PATHS_SHOWN = 5
 _SNAPSHOTS_SHOWN = 3
 
@@ -152,7 +151,7 @@ def _check(args: argparse.Namespace, target: Target | None, result: _Result, pro
     from fused.config import read_settings
 
     settings = None if target is None else read_settings(target.state_dir)
-    spec = _spec(args, settings)
+    spec = named_store(args, settings, args.dir or ".")
     if spec.kind == "embedded" and (not os.path.isdir(spec.directory) or not os.listdir(spec.directory)):
         # Looking for damage makes no new store.
         raise StoreUnavailable(f"there is no store at {spec.directory}; --store-dir names another")
@@ -174,23 +173,6 @@ def _check(args: argparse.Namespace, target: Target | None, result: _Result, pro
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def _spec(args: argparse.Namespace, settings: Settings | None) -> StoreSpec:
-    """The store that flags name, else the directory's, else what settings say for this user."""
-    from fused.config import load_settings
-
-    given = {key: getattr(args, key) for key in _STORE_FLAGS if getattr(args, key) is not None}
-    saved: dict[str, object] = {}
-    if settings is not None and not given:
-        return settings.store_spec  # without a look at the directory, whose daemon may hang
-    if settings is not None:
-        # What another node asks for is not told to this one.
-        keys = ("store_dir",) if "store" in given else _STORE_FLAGS
-        saved = {key: getattr(settings, key) for key in keys}
-    elif "store" not in given and "store_dir" in given:
-        saved = {"store": "embedded"}
-    return load_settings(args.dir or ".", saved | given).store_spec
 
 
 def _subject(target: Target, settings: Settings | None, store: CheckedStore, progress: Progress) -> Subject:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fused.cid import CID
+    from fused.config import Settings
     from fused.store.base import Store
     from fused.store.spec import StoreSpec
     from fused.view.directory import Names
@@ -78,13 +79,20 @@ def _latest(args: argparse.Namespace) -> CID:
 def store_spec(args: argparse.Namespace) -> StoreSpec:
     """The store that is meant: flags, else the mount's own settings, else what settings say for this user."""
     from fused.cli.target import find_target
-    from fused.config import load_settings, read_settings
+    from fused.config import read_settings
 
-    flags = {key: getattr(args, key) for key in _STORE_FLAGS if getattr(args, key) is not None}
     try:
         settings = read_settings(find_target(args.mount).state_dir)
     except NotMounted:
         settings = None
+    return named_store(args, settings, args.mount)
+
+
+def named_store(args: argparse.Namespace, settings: Settings | None, directory: str) -> StoreSpec:
+    """The same with `settings`, those of the mount that is meant if there is one; `directory` is in it."""
+    from fused.config import load_settings
+
+    flags = {key: getattr(args, key) for key in _STORE_FLAGS if getattr(args, key) is not None}
     if settings is None:
         known: dict[str, object] = {"store": "embedded"} if "store_dir" in flags else {}
     elif not flags:
@@ -93,7 +101,7 @@ def store_spec(args: argparse.Namespace) -> StoreSpec:
         # What one node asks for is not told to another.
         keys = _CACHE_KEYS if "store" in flags else (*_STORE_FLAGS, *_CACHE_KEYS)
         known = {key: getattr(settings, key) for key in keys}
-    return load_settings(args.mount, known | flags).store_spec
+    return load_settings(directory, known | flags).store_spec
 
 
 def with_store(args: argparse.Namespace, work: Callable[[Store], Awaitable[int]]) -> int:
