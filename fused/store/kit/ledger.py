@@ -1,0 +1,143 @@
+"""What this node has confirmed: blocks that need not be sent again. SQLite; every process of ours shares it.
+
+It is a memo. A row is written after the node has taken the block, and goes when the node turns out not to have it. It
+is void when the node is not the one that it was written for: a random block of ours is pinned there, by the name of
+`marker`, and with another repository that pin is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+from fused.cid import codec_of, encode_varint
+from fused.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fused.cid import CID
+    from fused.store.base import Block
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blocks (
+    digest BLOB NOT NULL,    -- multihash: a node keeps blocks by it, whatever their codec
+    codec INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (digest, codec)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS node (
+    marker TEXT NOT NULL     -- one row: hex digits in the name of the pin at the node
+);
+"""
+_IN_MAX = 500  # parameters of a statement; SQLite takes some thousand
+_BUSY_S = 30.0
+
+
+def digest_of(cid: CID) -> bytes:
+    """The multihash in `cid`."""
+    return cid[1 + len(encode_varint(codec_of(cid))) :]
+
+
+class Ledger:
+    """See the module. For use from any thread. Every method raises StoreUnavailable if the disk or database fails."""
+
+    def __init__(self, path: str) -> None:
+        """Open the ledger in file `path`, or make it."""
+        self._path = path
+        self._lock = threading.Lock()
+        with self._explained():
+            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            os.chmod(path, 0o600)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")  # what is lost in a power cut is sent once more
+            self._db.executescript(_SCHEMA)
+
+    def marker(self) -> str | None:
+        """What `begin` was given last."""
+        with self._explained():
+            row = self._db.execute("SELECT marker FROM node").fetchone()
+        return None if row is None else str(row[0])
+
+    def begin(self, marker: str) -> None:
+        """Forget everything: from now on this is about the node with that marker."""
+        with self._writing():
+            self._db.execute("DELETE FROM blocks")
+            self._db.execute("DELETE FROM node")
+            self._db.execute("INSERT INTO node VALUES (?)", (marker,))
+
+    def known(self, cids: Sequence[CID]) -> set[CID]:
+        """Those of `cids` that the node has confirmed, under that very codec."""
+        found = self._codecs(cids)
+        return {cid for cid in cids if codec_of(cid) in found.get(digest_of(cid), ())}
+
+    def known_otherwise(self, cids: Sequence[CID]) -> set[CID]:
+        """Those of `cids` that were put under other codecs only: the node has their bytes, but not for them."""
+        found = self._codecs(cids)
+        return {cid for cid in cids if codec_of(cid) not in found.get(digest_of(cid), (codec_of(cid),))}
+
+    def add(self, blocks: Sequence[Block]) -> int:
+        """Note that the node has confirmed `blocks`; returns how many it is news of."""
+        with self._writing():
+            before = self._db.total_changes
+            self._db.executemany(
+                "INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)",
+                [(digest_of(block.cid), codec_of(block.cid), len(block.data)) for block in blocks],
+            )
+            return self._db.total_changes - before
+
+    def forget(self, cids: Sequence[CID]) -> None:
+        """The node does not have `cids`, under any codec."""
+        with self._writing():
+            self._db.executemany("DELETE FROM blocks WHERE digest = ?", [(digest_of(cid),) for cid in cids])
+
+    def clear(self) -> None:
+        """The node has lost some of what it had, and nobody knows what."""
+        with self._writing():
+            self._db.execute("DELETE FROM blocks")
+
+    def totals(self) -> tuple[int, int]:
+        """Blocks and bytes."""
+        with self._explained():
+            blocks, size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM blocks").fetchone()
+        return int(blocks), int(size)
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock, closing(self._db):
+            pass
+
+    def _codecs(self, cids: Sequence[CID]) -> dict[bytes, set[int]]:
+        digests = list({digest_of(cid) for cid in cids})
+        found: dict[bytes, set[int]] = {}
+        with self._explained():
+            for at in range(0, len(digests), _IN_MAX):
+                some = digests[at : at + _IN_MAX]
+                marks = ",".join("?" * len(some))
+                for digest, codec in self._db.execute(
+                    f"SELECT digest, codec FROM blocks WHERE digest IN ({marks})", some
+                ):
+                    found.setdefault(digest, set()).add(codec)
+        return found
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as exc:
+                raise StoreUnavailable(f"what is known of the node, in {self._path}, can't be used: {exc}") from exc
