@@ -30,12 +30,12 @@ from fused.store.kit.ledger import Ledger
 from fused.store.kit.package import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from fused.store.kit.package import Package
 
 MIN_VERSION = (0, 30)
-"""Of Kubo. Pins have had names since 0.27; nothing before 0.42 was tried, but for two years nothing we use has changed."""
+"""Of Kubo: what is older lists no names of pins. Only 0.42 was tried."""
 
 _PUT_BYTES = 32 << 20  # of blocks in one command: what is lost when it fails
 _PUT_BLOCKS = 8192
@@ -124,12 +124,12 @@ class KitNode:
             cids = [cid for cid in cids if cid not in found]
             if not self._has_peers(check):
                 raise BlockNotFound(missing)
-            some = cids[:_GET_REMOTE]
+            here, some = missing, cids[:_GET_REMOTE]
             try:
                 data, missing = self._commands.get(some, self._read_s, check, offline=False)
             except StoreUnavailable as exc:
                 raise StoreUnavailable(
-                    f"block {text(missing)} is not at the node {self}, and nobody that it asked gave it: {exc}"
+                    f"block {text(here)} is not at the node {self}, and nobody that it asked gave it: {exc}"
                 ) from exc
             if missing is not None:
                 raise BlockNotFound(missing)
@@ -330,17 +330,13 @@ class KitNode:
                 refusal(self._package, f"a block of {len(block.data)} random bytes that it had put came back as {came}")
             )
 
-    def _check_marker(
-        self, ledger: Ledger, pinned: Iterator[str] | Sequence[str] | object, check: Callable[[], None]
-    ) -> None:
+    def _check_marker(self, ledger: Ledger, pinned: Iterable[str], check: Callable[[], None]) -> None:
         marker = ledger.marker()
-        lines = {str(line) for name in pinned for line in names.parse(name)}  # type: ignore[attr-defined]
+        lines = {str(line) for name in pinned for line in names.parse(name)}
         if marker is not None and names.ledger(marker) in lines:
             return
         if marker is not None:
-            log.warning(
-                "the node %s is another one than before, or lost its pins: everything is stored there anew", self
-            )
+            log.warning("the node %s is another one than before, or lost its pins: all is stored there anew", self)
         block = _random_block()
         marker = block.cid[-8:].hex()
         self._commands.put([block], check)
