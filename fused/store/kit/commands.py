@@ -65,7 +65,7 @@ class Commands:
 
     # --- blocks -------------------------------------------------------------------------------------------------
 
-    def put(self, blocks: Sequence[Block], check: Callable[[], None]) -> None:
+    def put(self, blocks: Sequence[Block], check: Callable[[], None], timeout_s: float = QUICK_S) -> None:
         """Hand `blocks` to the node; each once, none of them inside its CID. Kubo compares each with its CID."""
         size = sum(len(block.data) for block in blocks)
         with self._directory() as directory:
@@ -77,7 +77,7 @@ class Commands:
                     file.write(block.data)
             said = self.run(
                 ["--offline", "dag", "import", "--pin-roots=false", "--stats", "--enc=json", car],
-                QUICK_S + size / _BYTES_S,
+                timeout_s + size / _BYTES_S,
                 check,
             )
         taken = next((line["Stats"]["BlockCount"] for line in _json_lines(said) if line.get("Stats")), None)
@@ -97,7 +97,7 @@ class Commands:
                 root, names = raw_alias(cids[0]), {cids[0]: directory + "/out"}
             else:
                 node = _directory_of(cids)
-                self.put([node], check)
+                self.put([node], check, timeout_s)
                 root, names = node.cid, {cid: f"{directory}/out/{_name(i)}" for i, cid in enumerate(cids)}
             try:
                 self.run([*where, "get", "--progress=false", f"--output={directory}/out", text(root)], timeout_s, check)

@@ -19,7 +19,8 @@ MAX_BYTES = 255
 """Of a pin's name (boxo pinner, MaxPinNameBytes)."""
 
 _PREFIX = "ipfsfs:"
-_LEDGER = "ipfsfs:ledger:"
+_NOBODY, _NOBODY_QUOTED = "ledger", "%6Cedger"
+_LEDGER = f"{_PREFIX}{_NOBODY}:"
 _SAFE = "".join(map(chr, range(32, 127))).replace(":", "").replace("%", "")
 
 
@@ -33,7 +34,8 @@ class Line(NamedTuple):
     def __str__(self) -> str:
         if self.owner is None:
             return self.name
-        return f"{_PREFIX}{quote(self.owner, safe=_SAFE)}:{self.time_ms}:{_one_line(self.name)}"
+        owner = quote(self.owner, safe=_SAFE) if self.owner != _NOBODY else _NOBODY_QUOTED
+        return f"{_PREFIX}{owner}:{self.time_ms}:{_one_line(self.name)}"
 
 
 def parse(name: str) -> list[Line]:

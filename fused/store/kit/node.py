@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fused import private
-from fused.cid import CID, RAW, cid_of, inline_block, verify
+from fused.cid import CID, RAW, cid_of, codec_of, inline_block, verify
 from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageError
 from fused.store.base import Block, NodeStatus, Pin, Reach, StoreStats
+from fused.store.cache import BlockCache
 from fused.store.kit import names
 from fused.store.kit.child import Child
 from fused.store.kit.commands import QUICK_S, CommandFailed, Commands, sweep, text
@@ -51,8 +52,8 @@ class KitNode:
     """See the module. `open` before use; for use from any thread. Each method takes `check`, which may raise at any
     time to interrupt it: what was begun at the node goes on there."""
 
-    def __init__(self, package: Package, ipfs_path: str, directory: str, read_s: float) -> None:
-        """`directory` is ours, for the ledger and for files on their way."""
+    def __init__(self, package: Package, ipfs_path: str, directory: str, read_s: float, cache_bytes: int) -> None:
+        """`directory` is ours, for the ledger, the cache, and files on their way."""
         self.ipfs_path = ipfs_path
         self._package = package
         self._directory = os.path.join(
@@ -63,6 +64,8 @@ class KitNode:
         scratch = os.path.join(self._directory, "tmp")
         self._commands = Commands(self._child, ipfs_path, scratch)
         self._scratch = scratch
+        self._cache_bytes = cache_bytes
+        self._cache: BlockCache | None = None
         self._ledger: Ledger | None = None
         self._contact = threading.Lock()
         self._in_contact = False
@@ -73,6 +76,7 @@ class KitNode:
         try:
             private.prepare(self._scratch, "the store")
             sweep(self._scratch)
+            self._cache = BlockCache(os.path.join(self._directory, "cache.sqlite3"), self._cache_bytes)
         except (OSError, UsageError) as exc:
             raise StoreUnavailable(f"{exc}; --store-dir names another place") from exc
         self._ledger = Ledger(os.path.join(self._directory, "ledger.sqlite3"))
@@ -83,6 +87,8 @@ class KitNode:
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()
+        if self._cache is not None:
+            self._cache.close()
 
     # --- blocks -------------------------------------------------------------------------------------------------
 
@@ -96,6 +102,8 @@ class KitNode:
             for some in _slices(list(wanted.values())):
                 self._commands.put(some, check)
                 new += ledger.add(some)
+                # What leads to other blocks is read again soon, and small.
+                self._keep(block for block in some if codec_of(block.cid) != RAW)
                 self._recent.extend(random.sample(some, min(len(some), _SAMPLE)))
         return new
 
@@ -106,17 +114,27 @@ class KitNode:
             data = inline_block(cid)
             if data is not None:
                 found[cid] = data
+        if self._cache is not None:
+            found |= self._cache.get([cid for cid in dict.fromkeys(cids) if cid not in found])
         wanted = [cid for cid in dict.fromkeys(cids) if cid not in found]
         if wanted:
             with self._talking(check) as ledger:
                 for at in range(0, len(wanted), _GET_BLOCKS):
-                    self._get(wanted[at : at + _GET_BLOCKS], found, ledger, check)
+                    some = wanted[at : at + _GET_BLOCKS]
+                    self._get(some, found, ledger, check)
+                    self._keep(Block(cid, found[cid]) for cid in some)
         return {cid: found[cid] for cid in cids}
+
+    def _keep(self, blocks: Iterable[Block]) -> None:
+        if self._cache is not None:
+            self._cache.put(blocks)
 
     def _get(self, cids: list[CID], found: dict[CID, bytes], ledger: Ledger, check: Callable[[], None]) -> None:
         while cids:
-            # A local read that takes longer than this has lost its node.
-            data, missing = self._commands.get(cids, QUICK_S, check, offline=True)
+            try:
+                data, missing = self._commands.get(cids, self._read_s, check, offline=True)
+            except StoreUnavailable as exc:
+                raise StoreUnavailable(f"block {text(cids[0])} can't be read from the node {self}: {exc}") from exc
             _take(data, found)
             if missing is None:
                 return
@@ -167,15 +185,17 @@ class KitNode:
                             block.cid, f"the node keeps it damaged, and does not let it go: {exc}"
                         ) from exc
                 self.put([block], check)
-                self.get_many([block.cid], check)
         return len(bad)
 
     def _is_whole(self, cid: CID, check: Callable[[], None]) -> bool:
+        """Whether the node itself has it, and gives the right bytes."""
+        with self._talking(check):
+            data, missing = self._commands.get([cid], QUICK_S, check, offline=True)
         try:
-            self.get_many([cid], check)
-        except (BlockCorrupt, BlockNotFound):
+            _take(data, {})
+        except BlockCorrupt:
             return False
-        return True
+        return missing is None
 
     def stats(self, check: Callable[[], None]) -> StoreStats:
         """See BlockStore: what this node has confirmed to us; `disk_bytes` is all of its repository."""
@@ -322,8 +342,8 @@ class KitNode:
 
     def _canary(self, check: Callable[[], None]) -> None:
         block = _random_block()
-        self._commands.put([block], check)
-        data, missing = self._commands.get([block.cid], QUICK_S, check, offline=True)
+        self._commands.put([block], check, self._read_s)
+        data, missing = self._commands.get([block.cid], self._read_s, check, offline=True)
         if missing is not None or data[block.cid] != block.data:
             came = "nothing" if missing is not None else repr(data[block.cid][:40])
             raise StoreUnavailable(

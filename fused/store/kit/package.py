@@ -40,7 +40,12 @@ def find_package() -> Package:
     version = _version(directory)
     ipfs = shutil.which("ipfs") or shutil.which(os.path.join(directory, "bin", "ipfs"))
     if version in _BROKEN:
-        raise UsageError(refusal(Package(directory, version, ipfs or "ipfs"), "it never runs a command"))
+        raise UsageError(
+            refusal(
+                Package(directory, version, ipfs or "ipfs"),
+                "its run_ipfs_command runs nothing, and answers that all went well",
+            )
+        )
     if ipfs is None:
         raise UsageError(
             "--store ipfs-kit needs the program ipfs (Kubo), which ipfs_kit_py runs for every command:"
@@ -73,5 +78,5 @@ def _defects(directory: str) -> list[str]:
         except (OSError, ValueError):
             continue
     if os.path.exists(os.path.join(directory, "ipfs", "__init__.py")):
-        found.append("its ipfs/ directory, which answers every call with the same made-up values, hides its ipfs.py")
+        found.append("its directory ipfs/ hides its ipfs.py")
     return found

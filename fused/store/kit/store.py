@@ -41,9 +41,8 @@ class KitStore:
     def __init__(self, spec: StoreSpec) -> None:
         """Raises UsageError if ipfs_kit_py or its `ipfs` program is missing, or is a version that can do nothing."""
         path = spec.address or os.environ.get("IPFS_PATH") or "~/.ipfs"
-        self._node = KitNode(
-            find_package(), os.path.abspath(os.path.expanduser(path)), spec.directory, spec.read_seconds
-        )
+        path = os.path.abspath(os.path.expanduser(path))
+        self._node = KitNode(find_package(), path, spec.directory, spec.read_seconds, spec.cache_bytes)
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
 

@@ -101,21 +101,28 @@ def _load(package: str, ipfs_path: str) -> tuple[Any, str]:
 
 def _answer(kit: Any, program: str, request: dict[str, Any], answers: _Answers) -> None:
     answer: dict[str, Any] = {"id": request["id"]}
-    try:
-        # The program's full path, not "ipfs": the repository's newer code first sends a command that begins with "ipfs"
-        # to an HTTP address that it gets wrong, with retries, and drops all but the last argument.
-        result = kit.run_ipfs_command([program, *request["args"]], timeout=request["timeout"])
-    except Exception as exc:
-        result = {"error": f"{type(exc).__name__}: {exc}"}
-    if not isinstance(result, dict):
-        result = {"result": result}
+    result = _run(kit, [program, *request["args"]], request["timeout"])
     answer["returncode"] = result.get("returncode")
     answer["stdout"] = _stdout(result)
     answer["stderr"] = str(result.get("stderr") or "")
     answer["error"] = None if result.get("success") else str(result.get("error") or "no reason given")
     answer["timed_out"] = result.get("error_type") == "IPFSTimeoutError"
-    answer["odd"] = repr(result)[:_SHOWN] if result.get("success") and "returncode" not in result else None
+    runs_or_says_why = "returncode" in result or "error_type" in result
+    answer["odd"] = None if runs_or_says_why else repr(result)[:_SHOWN]
     answers.send(answer)
+
+
+def _run(kit: Any, command: list[str], timeout_s: float) -> dict[str, Any]:
+    """The result of a command. It begins with the program's full path, not with "ipfs": the repository's newer code
+    first sends what begins with "ipfs" to a wrong HTTP address, and drops all arguments but the last on the way."""
+    try:
+        try:
+            result = kit.run_ipfs_command(command, timeout=timeout_s)
+        except TypeError:  # imitations take no deadline; what they answer says best what they are
+            result = kit.run_ipfs_command(command)
+    except Exception as exc:
+        result = {"raised": f"{type(exc).__name__}: {exc}"}
+    return result if isinstance(result, dict) else {"result": result}
 
 
 def _stdout(result: dict[str, Any]) -> str:
