@@ -44,6 +44,10 @@ class Answer:
     error: str | None
 
 
+class TimedOut(StoreUnavailable):
+    """A command, or the child itself, took too long."""
+
+
 class Child:
     """See the module. `run` while it is open; `close` ends the process."""
 
@@ -67,7 +71,7 @@ class Child:
         if answer["odd"] is not None:
             raise StoreUnavailable(refusal(self._package, f"it ran no command and answered {answer['odd']}"))
         if answer["timed_out"]:
-            raise StoreUnavailable(f"ipfs {args[0]} did not end within {timeout_s:.0f} s")
+            raise TimedOut(f"ipfs {verb(args)} did not end within {timeout_s:.0f} s")
         return Answer(answer["stdout"], answer["stderr"], answer["error"])
 
     def close(self) -> None:
@@ -109,7 +113,7 @@ class Child:
                 left -= _POLL_S
                 if left <= 0:
                     running.kill()
-                    raise StoreUnavailable(f"ipfs_kit_py did not answer within {timeout_s:.0f} s") from None
+                    raise TimedOut(f"ipfs_kit_py did not answer within {timeout_s:.0f} s") from None
             except CancelledError:
                 raise StoreUnavailable("the process that runs ipfs_kit_py has ended") from None
 
@@ -126,7 +130,7 @@ class _Running:
         self.dead = False
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(_WORKER), json.dumps(config)],
+                [sys.executable, "-IBu", str(_WORKER), json.dumps(config)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -188,6 +192,11 @@ class _Running:
             with suppress(OSError):
                 self._requests.close()
             self._process.wait()
+
+
+def verb(args: list[str]) -> str:
+    """What a command is called, without its options."""
+    return " ".join([arg for arg in args if not arg.startswith("-")][:2])
 
 
 def _environment() -> dict[str, str]:

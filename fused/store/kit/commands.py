@@ -27,6 +27,7 @@ from fused.dag.dagpb import encode_link, encode_node
 from fused.dag.unixfs import DIRECTORY_DATA
 from fused.errors import StoreUnavailable, UsageError
 from fused.store.base import Block
+from fused.store.kit.child import verb
 from fused.store.kit.ledger import digest_of
 
 if TYPE_CHECKING:
@@ -140,11 +141,27 @@ class Commands:
             keys.update(line.get("Keys") or {})
         return {_parse(name): str(entry.get("Name", "")) for name, entry in keys.items()}
 
-    def pin(self, cid: CID, name: str, check: Callable[[], None], *, like: CID | None = None) -> None:
-        """Pin `cid`, whole at the node, by `name`. What it has in common with the pinned `like` is not walked."""
+    def pin(
+        self, cid: CID, name: str, check: Callable[[], None], *, like: CID | None = None, timeout_s: float = PIN_S
+    ) -> None:
+        """Pin `cid` by `name`. What it has in common with the pinned `like` is not walked.
+
+        A daemon with a network asks that for what is missing, until the deadline: with `pin`, `--offline` is about
+        finding the root only.
+        """
         if like is not None:
-            self.run(["--offline", "pin", "update", "--unpin=false", text(like), text(cid)], PIN_S, check)
-        self.run(["--offline", "pin", "add", f"--name={name}", text(cid)], PIN_S, check)
+            self.run(["--offline", "pin", "update", "--unpin=false", text(like), text(cid)], timeout_s, check)
+        self.run(["--offline", "pin", "add", f"--name={name}", text(cid)], timeout_s, check)
+
+    def missing_below(self, cid: CID, check: Callable[[], None]) -> CID | None:
+        """A block of the DAG at `cid` that the node does not have, if there is one. Reads all of it, at the node."""
+        try:
+            self.run(["--offline", "dag", "stat", "--progress=false", text(cid)], PIN_S, check)
+        except CommandFailed as exc:
+            if exc.missing is None:
+                raise
+            return exc.missing
+        return None
 
     def unpin(self, cid: CID, check: Callable[[], None]) -> None:
         """Drop the recursive pin on `cid`."""
@@ -240,8 +257,7 @@ def _until_missing(names: Mapping[CID, str], missing: CID) -> tuple[dict[CID, by
 def _failure(args: list[str], answer: Answer) -> CommandFailed:
     said = " ".join((answer.stderr.strip() or answer.error or "it gave no reason").removeprefix("Error: ").split())
     found = _MISSING.search(said)
-    what = " ".join([arg for arg in args if not arg.startswith("-")][:2])
-    return CommandFailed(what, said, _parse(found[1]) if found else None)
+    return CommandFailed(verb(args), said, _parse(found[1]) if found else None)
 
 
 def _parse(cid: str) -> CID:

@@ -25,7 +25,7 @@ from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageErr
 from fused.store.base import Block, NodeStatus, Pin, Reach, StoreStats
 from fused.store.cache import BlockCache
 from fused.store.kit import names
-from fused.store.kit.child import Child
+from fused.store.kit.child import Child, TimedOut
 from fused.store.kit.commands import QUICK_S, CommandFailed, Commands, sweep, text
 from fused.store.kit.ledger import Ledger
 from fused.store.kit.package import refusal
@@ -42,6 +42,7 @@ _PUT_BYTES = 32 << 20  # of blocks in one command: what is lost when it fails
 _PUT_BLOCKS = 8192
 _GET_BLOCKS = 1024
 _GET_REMOTE = 64  # the node fetches them one after the other, all within one deadline
+_HOLE_S = 20.0  # after which a pin is looked at: what does it wait for?
 _SAMPLE = 8  # blocks that are read back after pinning, of the last _RECENT that were put
 _RECENT = 256
 
@@ -220,16 +221,23 @@ class KitNode:
             before = [cid for line, cid in ours if line.owner == pin.owner and cid != pin.cid]
             like = before[-1] if before and pin.cid not in pinned else None
             try:
-                self._commands.pin(pin.cid, name, check, like=like)
+                self._pin_whole(pin.cid, name, check, like)
                 self._verify_pin(pin.cid, name, check)
-            except CommandFailed as exc:
-                if exc.missing is None:
-                    raise
-                ledger.clear()  # it was all there once, so something collects garbage under us
-                raise BlockNotFound(exc.missing) from exc
             except BlockNotFound:
-                ledger.clear()
+                ledger.clear()  # it was all there once, so something collects garbage under us
                 raise
+
+    def _pin_whole(self, cid: CID, name: str, check: Callable[[], None], like: CID | None) -> None:
+        try:
+            self._commands.pin(cid, name, check, like=like, timeout_s=_HOLE_S)
+        except CommandFailed as exc:
+            if exc.missing is None:
+                raise
+            raise BlockNotFound(exc.missing) from exc
+        except TimedOut as exc:  # it is large, or it is not whole, and the node looks for the rest in the network
+            if (missing := self._commands.missing_below(cid, check)) is not None:
+                raise BlockNotFound(missing) from exc
+            self._commands.pin(cid, name, check, like=like)
 
     def _verify_pin(self, cid: CID, name: str, check: Callable[[], None]) -> None:
         if self._commands.pins(check, cid).get(cid) != name:

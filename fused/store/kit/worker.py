@@ -1,6 +1,6 @@
 """The child process in which ipfs_kit_py runs. A script: it imports nothing of ours, and knows nothing of blocks.
 
-    python -I worker.py '{"package": DIRECTORY, "ipfs_path": PATH, "ipfs": PROGRAM}'
+    python -IBu worker.py '{"package": DIRECTORY, "ipfs_path": PATH, "ipfs": PROGRAM}'
 
 It reads requests from its standard input and writes answers to its standard output, a line of JSON each:
 

@@ -145,7 +145,9 @@ def test_a_child_that_hangs_is_given_up_and_replaced(new_child: New, monkeypatch
     child = new_child(RUNS)
     run(child, "true")
     assert child.pid is not None
+    status = Path(f"/proc/{child.pid}/stat")
     os.kill(child.pid, signal.SIGSTOP)
+    wait_until(lambda: ") T " in status.read_text(), "stopped process", 10.0)
     with pytest.raises(StoreUnavailable, match="did not answer"):
         run(child, "true", 0.2)
     assert run(child, "echo again") == "again\n"
