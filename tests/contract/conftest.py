@@ -11,6 +11,7 @@ A store behind a node keeps the same promises, with two differences that lie in 
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ import pytest
 
 from fused.store.base import BlockStore, PinStore
 from fused.store.embedded import EmbeddedStore
+from fused.store.kit.store import KitStore
 from fused.store.kubo.store import KuboStore
 from fused.store.memory import MemoryStore
 from fused.store.spec import StoreSpec
 from fused.store.verify import VerifyingStore
 from tests.support.faulty_store import FaultyStore
+from tests.support.kubo import kubo_binary
 from tests.support.kubo_node import KuboNode
 from tests.support.toy_blocks import links_of
 
@@ -87,12 +90,23 @@ async def _kubo(place: Place, _: float) -> AsyncIterator[KuboStore]:
         yield store
 
 
+@asynccontextmanager
+async def _ipfs_kit(place: Place, _: float) -> AsyncIterator[KitStore]:
+    assert place.node is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(kubo_binary().parent), prepend=os.pathsep)
+        store = KitStore(StoreSpec("ipfs-kit", str(place.directory / "store"), str(place.node.path)))
+    async with store:
+        yield store
+
+
 KINDS = [
     Kind("memory", _memory, pins=True),
     Kind("embedded", _embedded, pins=True, persistent=True),
     Kind("verified", _verified, pins=False, persistent=True),
     Kind("faultless", _faultless, pins=True),  # the wrapper for faults, planning none
     Kind("kubo", _kubo, pins=True, persistent=True, node=True),
+    Kind("ipfs-kit", _ipfs_kit, pins=True, persistent=True, node=True),
 ]
 
 

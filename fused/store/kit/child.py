@@ -169,6 +169,7 @@ class _Running:
             if not self.dead:  # so it has not been waited for, and the number is still its own
                 with suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
+            self.dead = True
         self._process.wait()
 
     def _read(self, answers: IO[bytes]) -> None:

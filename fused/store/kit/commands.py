@@ -132,10 +132,9 @@ class Commands:
 
     # --- pins ---------------------------------------------------------------------------------------------------
 
-    def pins(self, check: Callable[[], None], cid: CID | None = None) -> dict[CID, str]:
-        """The name of every recursive pin, or of that on `cid`, which fails if there is none."""
-        one = [] if cid is None else [text(cid)]
-        said = self.run(["pin", "ls", "--type=recursive", "--names", "--enc=json", *one], PIN_S, check)
+    def pins(self, kind: str, check: Callable[[], None]) -> dict[CID, str]:
+        """Every pin of a kind, "direct" or "recursive", with its name."""
+        said = self.run(["pin", "ls", f"--type={kind}", "--names", "--enc=json"], PIN_S, check)
         keys: dict[str, Any] = {}
         for line in _json_lines(said):
             keys.update(line.get("Keys") or {})
@@ -144,14 +143,17 @@ class Commands:
     def pin(
         self, cid: CID, name: str, check: Callable[[], None], *, like: CID | None = None, timeout_s: float = PIN_S
     ) -> None:
-        """Pin `cid` by `name`. What it has in common with the pinned `like` is not walked.
+        """Pin `cid` and all below it, by `name`; or as `like`, which is pinned: what both have is not walked, then.
 
         A daemon with a network asks that for what is missing, until the deadline: with `pin`, `--offline` is about
         finding the root only.
         """
-        if like is not None:
-            self.run(["--offline", "pin", "update", "--unpin=false", text(like), text(cid)], timeout_s, check)
-        self.run(["--offline", "pin", "add", f"--name={name}", text(cid)], timeout_s, check)
+        command = ["add", f"--name={name}"] if like is None else ["update", "--unpin=false", text(like)]
+        self.run(["--offline", "pin", *command, text(cid)], timeout_s, check)
+
+    def pin_alone(self, cid: CID, name: str, check: Callable[[], None]) -> None:
+        """Pin the block `cid` by `name`, and nothing below it."""
+        self.run(["--offline", "pin", "add", "--recursive=false", f"--name={name}", text(cid)], QUICK_S, check)
 
     def missing_below(self, cid: CID, check: Callable[[], None]) -> CID | None:
         """A block of the DAG at `cid` that the node does not have, if there is one. Reads all of it, at the node."""
@@ -164,7 +166,7 @@ class Commands:
         return None
 
     def unpin(self, cid: CID, check: Callable[[], None]) -> None:
-        """Drop the recursive pin on `cid`."""
+        """Drop the pin on `cid`."""
         self.run(["pin", "rm", text(cid)], PIN_S, check)
 
     # --- the rest -----------------------------------------------------------------------------------------------

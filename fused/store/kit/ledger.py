@@ -1,8 +1,8 @@
 """What this node has confirmed: blocks that need not be sent again. SQLite; every process of ours shares it.
 
 It is a memo. A row is written after the node has taken the block, and goes when the node turns out not to have it. It
-is void when the node is not the one that it was written for: a random block of ours is pinned there, by the name of
-`marker`, and with another repository that pin is missing.
+is void when the node collects garbage, or is not the one that it was written for: `marker` is a random block of ours
+that no pin holds there, and is missing then.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from fused.cid import codec_of, encode_varint
+from fused.cid import CID, codec_of, encode_varint
 from fused.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fused.cid import CID
     from fused.store.base import Block
 
 _SCHEMA = """
@@ -30,7 +29,7 @@ CREATE TABLE IF NOT EXISTS blocks (
     PRIMARY KEY (digest, codec)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS node (
-    marker TEXT NOT NULL     -- one row: hex digits in the name of the pin at the node
+    marker BLOB NOT NULL     -- one row: the CID of a block at the node
 );
 """
 _IN_MAX = 500  # parameters of a statement; SQLite takes some thousand
@@ -56,13 +55,13 @@ class Ledger:
             self._db.execute("PRAGMA synchronous = NORMAL")  # what is lost in a power cut is sent once more
             self._db.executescript(_SCHEMA)
 
-    def marker(self) -> str | None:
+    def marker(self) -> CID | None:
         """What `begin` was given last."""
         with self._explained():
             row = self._db.execute("SELECT marker FROM node").fetchone()
-        return None if row is None else str(row[0])
+        return None if row is None else CID(row[0])
 
-    def begin(self, marker: str) -> None:
+    def begin(self, marker: CID) -> None:
         """Forget everything: from now on this is about the node with that marker."""
         with self._writing():
             self._db.execute("DELETE FROM blocks")

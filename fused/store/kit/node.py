@@ -12,23 +12,24 @@ import json
 import logging
 import os
 import random
-import secrets
 import threading
 import time
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from fused import private
-from fused.cid import CID, RAW, cid_of, codec_of, inline_block, verify
+from fused.cid import CID, RAW, codec_of, inline_block, verify
 from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageError
 from fused.store.base import Block, NodeStatus, Pin, Reach, StoreStats
 from fused.store.cache import BlockCache
-from fused.store.kit import names
+from fused.store.canary import new_canary
 from fused.store.kit.child import Child, TimedOut
 from fused.store.kit.commands import QUICK_S, CommandFailed, Commands, sweep, text
 from fused.store.kit.ledger import Ledger
 from fused.store.kit.package import refusal
+from fused.store.kubo.pins import Label, parse_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ class KitNode:
         self._ledger: Ledger | None = None
         self._contact = threading.Lock()
         self._in_contact = False
-        self._recent: deque[Block] = deque(maxlen=_RECENT)
+        self._recent: deque[CID] = deque(maxlen=_RECENT)
 
     def open(self) -> None:
         """Make what is ours on local disk. Raises StoreUnavailable."""
@@ -98,14 +99,16 @@ class KitNode:
         wanted = {block.cid: block for block in blocks if inline_block(block.cid) is None}
         new = 0
         with self._talking(check) as ledger:
-            for known in ledger.known(list(wanted)):
-                del wanted[known]
+            if ledger.known(list(wanted)):
+                self._check_marker(ledger, check)
+                for known in ledger.known(list(wanted)):
+                    del wanted[known]
             for some in _slices(list(wanted.values())):
                 self._commands.put(some, check)
                 new += ledger.add(some)
                 # What leads to other blocks is read again soon, and small.
                 self._keep(block for block in some if codec_of(block.cid) != RAW)
-                self._recent.extend(random.sample(some, min(len(some), _SAMPLE)))
+                self._recent.extend(block.cid for block in random.sample(some, min(len(some), _SAMPLE)))
         return new
 
     def get_many(self, cids: Sequence[CID], check: Callable[[], None]) -> dict[CID, bytes]:
@@ -208,26 +211,35 @@ class KitNode:
     # --- pins ---------------------------------------------------------------------------------------------------
 
     def pin(self, pin: Pin, check: Callable[[], None]) -> None:
-        """See PinStore. The whole DAG must be at the node; BlockNotFound names what is missing."""
-        with self._talking(check) as ledger:
-            pinned = self._commands.pins(check)
-            self._check_marker(ledger, pinned.values(), check)
-            lines = names.parse(pinned.get(pin.cid, ""))
-            ours = sorted((line, cid) for cid, name in pinned.items() for line in names.parse(name) if line.owner)
-            last_ms = max((line.time_ms for line, _ in ours), default=0)
-            mine = next((line for line in lines if line.owner == pin.owner), None)
-            new = names.Line(pin.owner, mine.time_ms if mine else max(_now_ms(), last_ms + 1), pin.name)
-            name = names.join([*(line for line in lines if line is not mine), new])
-            before = [cid for line, cid in ours if line.owner == pin.owner and cid != pin.cid]
-            like = before[-1] if before and pin.cid not in pinned else None
-            try:
-                self._pin_whole(pin.cid, name, check, like)
-                self._verify_pin(pin.cid, name, check)
-            except BlockNotFound:
-                ledger.clear()  # it was all there once, so something collects garbage under us
-                raise
+        """See PinStore. The whole DAG must be at the node; BlockNotFound names what is missing.
 
-    def _pin_whole(self, cid: CID, name: str, check: Callable[[], None], like: CID | None) -> None:
+        As `kubo/pins.py` does it, where its reasons are: a recursive pin on the root, and a label with the rest.
+        """
+        with self._talking(check) as ledger:
+            labels = self._labels(check)
+            roots = self._commands.pins("recursive", check)
+            mine = [label for label in labels if label.owner == pin.owner]
+            same = [label for label in mine if label.cid == pin.cid]
+            last_ms = max((label.time_ms for label in labels), default=0)
+            since = min(label.time_ms for label in same) if same else max(_now_ms(), last_ms + 1)
+            label = Label(pin.owner, since, pin.cid, pin.name)
+            if pin.cid not in roots:
+                before = [label.cid for label in mine if label.cid in roots]
+                try:
+                    self._pin_whole(pin.cid, f"ipfsfs:{quote(pin.owner, safe=' @+,=~')}", check, before)
+                    self._verify_pin(pin.cid, check)
+                except BlockNotFound:
+                    ledger.clear()  # it was all there once, so something collects garbage under us
+                    raise
+            self._commands.put([label.block()], check)
+            self._commands.pin_alone(label.block().cid, label.text(), check)
+            for other in mine:
+                stale = other.cid not in roots or other.cid == pin.cid
+                if stale and other.text() != label.text():
+                    self._commands.unpin(other.block().cid, check)
+
+    def _pin_whole(self, cid: CID, name: str, check: Callable[[], None], before: list[CID]) -> None:
+        like = before[-1] if before else None
         try:
             self._commands.pin(cid, name, check, like=like, timeout_s=_HOLE_S)
         except CommandFailed as exc:
@@ -239,36 +251,41 @@ class KitNode:
                 raise BlockNotFound(missing) from exc
             self._commands.pin(cid, name, check, like=like)
 
-    def _verify_pin(self, cid: CID, name: str, check: Callable[[], None]) -> None:
-        if self._commands.pins(check, cid).get(cid) != name:
+    def _verify_pin(self, cid: CID, check: Callable[[], None]) -> None:
+        if cid not in self._commands.pins("recursive", check):
             raise StoreUnavailable(f"the node called it a success to pin {text(cid)}, and has no such pin")
-        recent = [block.cid for block in self._recent]
-        sample = [cid, *random.sample(recent, min(len(recent), _SAMPLE))]
+        sample = [cid, *random.sample(list(self._recent), min(len(self._recent), _SAMPLE))]
         data, missing = self._commands.get(list(dict.fromkeys(sample)), QUICK_S, check, offline=True)
         _take(data, {})
         if missing is not None:
+            self._commands.unpin(cid, check)
             raise BlockNotFound(missing)
 
     def unpin(self, owner: str, cid: CID, check: Callable[[], None]) -> None:
-        """See PinStore. Somebody else's part of the name, and so the pin, is kept."""
+        """See PinStore. The root's pin goes with the last label, unless somebody else made it."""
         with self._talking(check):
-            pinned = self._commands.pins(check)
-            lines = names.parse(pinned.get(cid, ""))
-            left = [line for line in lines if line.owner != owner]
-            if len(left) == len(lines):
-                return
-            if left:
-                self._commands.pin(cid, names.join(left), check)
-            else:
-                self._commands.unpin(cid, check)
+            labels = [label for label in self._labels(check) if label.cid == cid]
+            mine = [label for label in labels if label.owner == owner]
+            if mine and len(mine) == len(labels):
+                name = self._commands.pins("recursive", check).get(cid, "")
+                if name.startswith("ipfsfs:"):
+                    self._commands.unpin(cid, check)
+            for label in mine:
+                self._commands.unpin(label.block().cid, check)
 
     def pins(self, owner: str | None, check: Callable[[], None]) -> list[Pin]:
         """See PinStore."""
         with self._talking(check):
-            pinned = self._commands.pins(check)
-        ours = [(line, cid) for cid, name in pinned.items() for line in names.parse(name) if line.owner is not None]
-        ours.sort(key=lambda entry: entry[0].time_ms)
-        return [Pin(line.owner, cid, line.name) for line, cid in ours if line.owner and owner in (None, line.owner)]
+            labels = self._labels(check)
+            roots = self._commands.pins("recursive", check) if labels else {}
+        found = [label for label in labels if label.cid in roots and owner in (None, label.owner)]
+        newest = {(label.owner, label.cid): label for label in found}
+        return [Pin(label.owner, label.cid, label.name) for label in newest.values()]
+
+    def _labels(self, check: Callable[[], None]) -> list[Label]:
+        """Oldest first."""
+        found = [parse_label(name) for name in self._commands.pins("direct", check).values()]
+        return sorted((label for label in found if label is not None), key=lambda label: label.time_ms)
 
     # --- shop windows -------------------------------------------------------------------------------------------
 
@@ -346,41 +363,34 @@ class KitNode:
             at_least = ".".join(map(str, MIN_VERSION))
             raise StoreUnavailable(f"{self._package.ipfs} is Kubo {said[:40]!r}; {at_least} or newer is needed")
         self._canary(check)
-        self._check_marker(ledger, self._commands.pins(check).values(), check)
+        self._check_marker(ledger, check)
 
     def _canary(self, check: Callable[[], None]) -> None:
-        block = _random_block()
+        block = new_canary()
         self._commands.put([block], check, self._read_s)
         data, missing = self._commands.get([block.cid], self._read_s, check, offline=True)
         if missing is not None or data[block.cid] != block.data:
             came = "nothing" if missing is not None else repr(data[block.cid][:40])
             raise StoreUnavailable(
-                refusal(self._package, f"a block of {len(block.data)} random bytes that it had put came back as {came}")
+                refusal(self._package, f"a block of {len(block.data)} bytes that it had just put came back as {came}")
             )
 
-    def _check_marker(self, ledger: Ledger, pinned: Iterable[str], check: Callable[[], None]) -> None:
+    def _check_marker(self, ledger: Ledger, check: Callable[[], None]) -> None:
+        """Void the ledger if its marker is not at the node: no pin holds it, so a collection takes it, too."""
         marker = ledger.marker()
-        lines = {str(line) for name in pinned for line in names.parse(name)}
-        if marker is not None and names.ledger(marker) in lines:
+        if marker is not None and self._commands.has([marker], check):
             return
         if marker is not None:
-            log.warning("the node %s is another one than before, or lost its pins: all is stored there anew", self)
-        block = _random_block()
-        marker = block.cid[-8:].hex()
+            log.warning("the node %s has collected garbage, or is another one: what it had is not relied on", self)
+        block = new_canary()
         self._commands.put([block], check)
-        self._commands.pin(block.cid, names.ledger(marker), check)
-        ledger.begin(marker)
+        ledger.begin(block.cid)
 
 
 def _take(data: dict[CID, bytes], found: dict[CID, bytes]) -> None:
     for cid, content in data.items():
         verify(cid, content)
         found[cid] = content
-
-
-def _random_block() -> Block:
-    data = secrets.token_bytes(64)
-    return Block(cid_of(RAW, data), data)
 
 
 def _slices(blocks: list[Block]) -> Iterator[list[Block]]:

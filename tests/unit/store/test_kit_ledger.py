@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fused.cid import DAG_CBOR, RAW, cid_of
+from fused.cid import CID, DAG_CBOR, RAW, cid_of
 from fused.errors import StoreUnavailable
 from fused.store.base import Block
 from fused.store.kit.ledger import Ledger
@@ -38,10 +38,10 @@ def test_the_same_bytes_under_another_codec_are_not_confirmed_for_it(tmp_path: P
 def test_another_node_begins_with_nothing(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     assert ledger.marker() is None
-    ledger.begin("one")
+    ledger.begin(CID(b"one"))
     ledger.add(random_blocks(3, 10))
-    ledger.begin("two")
-    assert (ledger.marker(), ledger.totals()) == ("two", (0, 0))
+    ledger.begin(CID(b"two"))
+    assert (ledger.marker(), ledger.totals()) == (b"two", (0, 0))
     ledger.close()
     ledger.close()
 
