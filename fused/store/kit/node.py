@@ -259,6 +259,7 @@ class KitNode:
         _take(data, {})
         if missing is not None:
             self._commands.unpin(cid, check)
+            self._recent.clear()  # told once: it may be that nobody needs it any more, and nobody puts it again
             raise BlockNotFound(missing)
 
     def unpin(self, owner: str, cid: CID, check: Callable[[], None]) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -164,6 +167,34 @@ def test_closing_ends_the_child_and_its_commands(new_child: New, tmp_path: Path)
         os.killpg(pid, 0)
     with pytest.raises(StoreUnavailable, match="closed"):
         run(child, "true")
+
+
+def test_when_we_are_killed_it_ends_with_its_commands(new_child: New) -> None:
+    package = new_child(RUNS)._package
+    code = (
+        "import sys; from fused.store.kit.child import Child; from fused.store.kit.package import Package\n"
+        "child = Child(Package(sys.argv[1], '9.9', '/bin/sh'), '/')\n"
+        "child.run(['-c', 'true'], 20.0, lambda: None); print(child.pid, flush=True)\n"
+        "child.run(['-c', '/bin/sleep 600'], 700.0, lambda: None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, package.directory], stdout=subprocess.PIPE) as ours:
+        assert ours.stdout is not None
+        group = int(ours.stdout.readline())
+        wait_until(lambda: "sleep" in names_of(group), "command", 20.0)
+        ours.kill()
+    wait_until(lambda: not names_of(group), "end of the group", 20.0)
+
+
+def names_of(group: int) -> set[str]:
+    """The programs that run in a process group."""
+    names = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            before, _, after = stat.read_text().rpartition(") ")
+            state, _, pgrp, *_ = after.split()
+            if int(pgrp) == group and state != "Z":
+                names.add(before.partition("(")[2])
+    return names
 
 
 def test_whoever_waits_can_be_interrupted(new_child: New) -> None:
