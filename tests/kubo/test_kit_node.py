@@ -132,7 +132,7 @@ async def test_what_is_shown_under_a_name_is_replaced(node: KuboNode, kit: Open)
 @pytest.fixture
 def suspicious(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pin that takes more than a second is suspected to have a hole."""
-    monkeypatch.setattr("fused.store.kit.node._HOLE_S", 1.0)
+    monkeypatch.setattr("fused.store.kit.pins._HOLE_S", 1.0)
 
 
 @pytest.mark.usefixtures("suspicious")

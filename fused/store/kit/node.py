@@ -13,11 +13,9 @@ import logging
 import os
 import random
 import threading
-import time
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from fused import private
 from fused.cid import CID, RAW, codec_of, inline_block, verify
@@ -25,11 +23,11 @@ from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageErr
 from fused.store.base import Block, NodeStatus, Pin, Reach, StoreStats
 from fused.store.cache import BlockCache
 from fused.store.canary import new_canary
-from fused.store.kit.child import Child, TimedOut
+from fused.store.kit.child import Child
 from fused.store.kit.commands import QUICK_S, CommandFailed, Commands, sweep, text
 from fused.store.kit.ledger import Ledger
 from fused.store.kit.package import refusal
-from fused.store.kubo.pins import Label, parse_label
+from fused.store.kit.pins import Pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,8 +41,7 @@ _PUT_BYTES = 32 << 20  # of blocks in one command: what is lost when it fails
 _PUT_BLOCKS = 8192
 _GET_BLOCKS = 1024
 _GET_REMOTE = 64  # the node fetches them one after the other, all within one deadline
-_HOLE_S = 20.0  # after which a pin is looked at: what does it wait for?
-_SAMPLE = 8  # blocks that are read back after pinning, of the last _RECENT that were put
+_SAMPLE = 8  # blocks that are remembered of each command, to be read back after pinning
 _RECENT = 256
 
 log = logging.getLogger(__name__)
@@ -65,6 +62,7 @@ class KitNode:
         self._child = Child(package, ipfs_path)
         scratch = os.path.join(self._directory, "tmp")
         self._commands = Commands(self._child, ipfs_path, scratch)
+        self._pins = Pins(self._commands)
         self._scratch = scratch
         self._cache_bytes = cache_bytes
         self._cache: BlockCache | None = None
@@ -211,82 +209,26 @@ class KitNode:
     # --- pins ---------------------------------------------------------------------------------------------------
 
     def pin(self, pin: Pin, check: Callable[[], None]) -> None:
-        """See PinStore. The whole DAG must be at the node; BlockNotFound names what is missing.
-
-        As `kubo/pins.py` does it, where its reasons are: a recursive pin on the root, and a label with the rest.
-        """
+        """See PinStore. The whole DAG must be at the node; BlockNotFound names what is missing."""
         with self._talking(check) as ledger:
-            labels = self._labels(check)
-            roots = self._commands.pins("recursive", check)
-            mine = [label for label in labels if label.owner == pin.owner]
-            same = [label for label in mine if label.cid == pin.cid]
-            last_ms = max((label.time_ms for label in labels), default=0)
-            since = min(label.time_ms for label in same) if same else max(_now_ms(), last_ms + 1)
-            label = Label(pin.owner, since, pin.cid, pin.name)
-            if pin.cid not in roots:
-                before = [label.cid for label in mine if label.cid in roots]
-                try:
-                    self._pin_whole(pin.cid, f"ipfsfs:{quote(pin.owner, safe=' @+,=~')}", check, before)
-                    self._verify_pin(pin.cid, check)
-                except BlockNotFound:
-                    ledger.clear()  # it was all there once, so something collects garbage under us
-                    raise
-            self._commands.put([label.block()], check)
-            self._commands.pin_alone(label.block().cid, label.text(), check)
-            for other in mine:
-                stale = other.cid not in roots or other.cid == pin.cid
-                if stale and other.text() != label.text():
-                    self._commands.unpin(other.block().cid, check)
-
-    def _pin_whole(self, cid: CID, name: str, check: Callable[[], None], before: list[CID]) -> None:
-        like = before[-1] if before else None
-        try:
-            self._commands.pin(cid, name, check, like=like, timeout_s=_HOLE_S)
-        except CommandFailed as exc:
-            if exc.missing is None:
+            try:
+                self._pins.add(pin, list(self._recent), check)
+            except BlockNotFound:
+                # It was all there once, so something collects garbage under us. Told once: it may be that nobody needs
+                # it any more, and nobody puts it again.
+                ledger.clear()
+                self._recent.clear()
                 raise
-            raise BlockNotFound(exc.missing) from exc
-        except TimedOut as exc:  # it is large, or it is not whole, and the node looks for the rest in the network
-            if (missing := self._commands.missing_below(cid, check)) is not None:
-                raise BlockNotFound(missing) from exc
-            self._commands.pin(cid, name, check, like=like)
-
-    def _verify_pin(self, cid: CID, check: Callable[[], None]) -> None:
-        if cid not in self._commands.pins("recursive", check):
-            raise StoreUnavailable(f"the node called it a success to pin {text(cid)}, and has no such pin")
-        sample = [cid, *random.sample(list(self._recent), min(len(self._recent), _SAMPLE))]
-        data, missing = self._commands.get(list(dict.fromkeys(sample)), QUICK_S, check, offline=True)
-        _take(data, {})
-        if missing is not None:
-            self._commands.unpin(cid, check)
-            self._recent.clear()  # told once: it may be that nobody needs it any more, and nobody puts it again
-            raise BlockNotFound(missing)
 
     def unpin(self, owner: str, cid: CID, check: Callable[[], None]) -> None:
-        """See PinStore. The root's pin goes with the last label, unless somebody else made it."""
+        """See PinStore."""
         with self._talking(check):
-            labels = [label for label in self._labels(check) if label.cid == cid]
-            mine = [label for label in labels if label.owner == owner]
-            if mine and len(mine) == len(labels):
-                name = self._commands.pins("recursive", check).get(cid, "")
-                if name.startswith("ipfsfs:"):
-                    self._commands.unpin(cid, check)
-            for label in mine:
-                self._commands.unpin(label.block().cid, check)
+            self._pins.remove(owner, cid, check)
 
     def pins(self, owner: str | None, check: Callable[[], None]) -> list[Pin]:
         """See PinStore."""
         with self._talking(check):
-            labels = self._labels(check)
-            roots = self._commands.pins("recursive", check) if labels else {}
-        found = [label for label in labels if label.cid in roots and owner in (None, label.owner)]
-        newest = {(label.owner, label.cid): label for label in found}
-        return [Pin(label.owner, label.cid, label.name) for label in newest.values()]
-
-    def _labels(self, check: Callable[[], None]) -> list[Label]:
-        """Oldest first."""
-        found = [parse_label(name) for name in self._commands.pins("direct", check).values()]
-        return sorted((label for label in found if label is not None), key=lambda label: label.time_ms)
+            return self._pins.of(owner, check)
 
     # --- shop windows -------------------------------------------------------------------------------------------
 
@@ -405,7 +347,3 @@ def _slices(blocks: list[Block]) -> Iterator[list[Block]]:
             some, size = [], 0
     if some:
         yield some
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
