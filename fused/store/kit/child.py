@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fused.store.kit.package import Package
 
 _WORKER = Path(__file__).with_name("worker.py")
-_START_S = 60.0  # importing takes 0.1 s; the interpreter itself may come from a slow disk
+_START_S = 60.0  # about a second on a busy machine; the interpreter may come from a slow disk
 _GRACE_S = 5.0  # for a child whose command has reached its deadline to say so
 _POLL_S = 0.05  # between two looks at whether we were interrupted
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fused.store.kit.package import Package
 
 MIN_VERSION = (0, 30)
-"""Of Kubo: what is older lists no names of pins. Only 0.42 was tried."""
+"""Of Kubo. Pins have had names since 0.26 (its changelog); only 0.42 was tried."""
 
 _PUT_BYTES = 32 << 20  # of blocks in one command: what is lost when it fails
 _PUT_BLOCKS = 8192
