@@ -115,6 +115,16 @@ async def test_bytes_of_any_codec_come_back_exactly(either: KuboNode | KuboRepo,
             assert await store.get(block.cid) == block.data
 
 
+async def test_fsck_sees_what_is_there_and_what_is_not(either: KuboNode | KuboRepo, kit: Open) -> None:
+    there, missing = random_blocks(100, 1000), random_blocks(3, 1000)
+    asked = [*there[:50], missing[0], *there[50:], *missing[1:], there[0]]
+    async with kit(either.path) as store:
+        await store.put(there)
+        found = await store.inspect([block.cid for block in asked])
+    assert {cid for cid, data in found.items() if isinstance(data, BlockNotFound)} == {b.cid for b in missing}
+    assert {b.cid: b.data for b in there} == {cid: data for cid, data in found.items() if isinstance(data, bytes)}
+
+
 async def test_what_is_shown_under_a_name_is_replaced(node: KuboNode, kit: Open) -> None:
     leaf = raw(b"a")
     old, new = tree(leaf), tree(leaf, leaf)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from fused import private
 from fused.cid import CID, RAW, codec_of, inline_block, verify
-from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageError
+from fused.errors import BlockCorrupt, BlockNotFound, StoreError, StoreUnavailable, UsageError
 from fused.store.base import Block, NodeStatus, Pin, Reach, StoreStats
 from fused.store.cache import BlockCache
 from fused.store.canary import new_canary
@@ -41,6 +41,7 @@ _PUT_BYTES = 32 << 20  # of blocks in one command: what is lost when it fails
 _PUT_BLOCKS = 8192
 _GET_BLOCKS = 1024
 _GET_REMOTE = 64  # the node fetches them one after the other, all within one deadline
+_INSPECT_BLOCKS = 64  # in memory at once, of 1 MiB mostly
 _SAMPLE = 8  # blocks that are remembered of each command, to be read back after pinning
 _RECENT = 256
 
@@ -155,6 +156,24 @@ class KitNode:
                 raise BlockNotFound(missing)
             _take(data, found)
             cids = [cid for cid in cids if cid not in found]
+
+    def inspect(self, cids: Sequence[CID], check: Callable[[], None]) -> dict[CID, bytes | StoreError]:
+        """See NodeStore."""
+        found: dict[CID, bytes | StoreError] = {}
+        wanted = list(dict.fromkeys(cids))
+        with self._talking(check):
+            while wanted:
+                data, missing = self._commands.get(wanted[:_INSPECT_BLOCKS], self._read_s, check, offline=True)
+                for cid, content in data.items():
+                    try:
+                        verify(cid, content)
+                        found[cid] = content
+                    except BlockCorrupt as exc:
+                        found[cid] = exc
+                if missing is not None:
+                    found[missing] = BlockNotFound(missing)
+                wanted = [cid for cid in wanted if cid not in found]
+        return found
 
     def has(self, cids: Sequence[CID], check: Callable[[], None]) -> set[CID]:
         """See BlockStore: what the node itself has, but for what is known to be there for another codec only."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fused.cid import CID
+    from fused.errors import StoreError
     from fused.store.base import Block, LinksOf, NodeStatus, Pin, StoreStats
     from fused.store.spec import StoreSpec
 
@@ -68,6 +69,10 @@ class KitStore:
     async def get_many(self, cids: Sequence[CID]) -> Mapping[CID, bytes]:
         """See BlockStore. One command for many: ask for as much at once as is wanted."""
         return await self._read(lambda check: self._node.get_many(cids, check))
+
+    async def inspect(self, cids: Sequence[CID]) -> Mapping[CID, bytes | StoreError]:
+        """See NodeStore."""
+        return await self._read(lambda check: self._node.inspect(cids, check))
 
     async def has(self, cids: Sequence[CID]) -> set[CID]:
         """See BlockStore. Asked for more than a few, the node lists all that it has."""
