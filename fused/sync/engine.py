@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -178,6 +179,7 @@ class Engine:
                 # The worker thread has ended by now. What it did not finish is dirty again, whatever stopped it.
                 self._changes.thaw(stored=False)
                 self._wake.set()
+                _let_go(exc)
                 raise
             self.last = row
             self._failing = self._backlog = None
@@ -393,6 +395,18 @@ class Engine:
 
     def _frozen(self) -> None:
         self._wake = trio.Event()
+
+
+def _let_go(exc: BaseException) -> None:
+    """Drop what the functions that `exc` came through had in hand: batches of blocks, of 16 MiB each.
+
+    Some of them keep the error itself, so they are garbage in circles, for which a full collection would have to be
+    waited for. Those are rare (`GC_THRESHOLDS` in daemon.py), and while a store is away there is an error a minute.
+    """
+    step: BaseException | None = exc
+    while step is not None:
+        traceback.clear_frames(step.__traceback__)
+        step = step.__cause__ or step.__context__
 
 
 def _next_delay(before: float) -> float:
