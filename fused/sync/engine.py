@@ -53,7 +53,10 @@ TIDY_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is going on. `total` is None where it can't be known."""
+    """What is going on: scanning, storing, pinning, checking (what is in between), or idle.
+
+    `total` is None where it can't be known.
+    """
 
     phase: str = "idle"
     done: int = 0
@@ -113,6 +116,7 @@ class Engine:
         self._lock = trio.Lock()
         self._wake = trio.Event()
         self._scanned = False
+        self._syncing = False
         self._recovered = False
         self._tidied: SnapshotRow | None = None
         self._failing: tuple[float, str] | None = None
@@ -137,7 +141,9 @@ class Engine:
         if taker is not None and taker.capturer is not None:
             done = taker.capturer.files
             return Progress("storing", done, done + self._changes.dirty_files())
-        return Progress()
+        if taker is not None and taker.pinning:
+            return Progress("pinning")
+        return Progress("checking") if self._syncing else Progress()
 
     def storing(self) -> tuple[int, int]:
         """(files, bytes) captured so far by the scan or snapshot under way."""
@@ -171,6 +177,7 @@ class Engine:
         that.
         """
         async with self._lock:
+            self._syncing = True
             try:
                 row = await self._store_all(verify)
             except BaseException as exc:
@@ -181,6 +188,8 @@ class Engine:
                 self._wake.set()
                 _let_go(exc)
                 raise
+            finally:
+                self._syncing = False
             self.last = row
             self._failing = self._backlog = None
             self.problems.pop("snapshot", None)

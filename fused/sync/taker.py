@@ -94,6 +94,8 @@ class Taker:
         self._limiter = trio.CapacityLimiter(1)
         self.capturer: Capturer | None = None
         self.scanning: Scan | None = None
+        self.pinning = False
+        """All blocks are in the store; the snapshot that needs them is not yet."""
 
     async def _thread(self, work: Callable[..., R], *args: object) -> R:
         return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
@@ -126,10 +128,14 @@ class Taker:
         root = await self._with_outbox(self._encode_thread)
         same = last is not None and (last.tree, last.meta) == (root.tree, root.meta)
         # The same, but is it there? Not if the store was moved away and has been filled anew.
-        if last is None or not same or self._distrusted or not await self._store.has([last.cid]):
-            # One that is lost can't be compared with, and looking for it in a network takes long.
-            last = await self._finish(None if self._distrusted else last, root, time_ns)
-            self._distrusted = False
+        self.pinning = True
+        try:
+            if last is None or not same or self._distrusted or not await self._store.has([last.cid]):
+                # One that is lost can't be compared with, and looking for it in a network takes long.
+                last = await self._finish(None if self._distrusted else last, root, time_ns)
+                self._distrusted = False
+        finally:
+            self.pinning = False
         self._changes.thaw(stored=True)
         return last
 

@@ -235,8 +235,8 @@ class KuboNode:
         self.rpc("swarm/connect", other.swarm_address)
 
     def collect_garbage(self) -> None:
-        """Let the node remove everything that is not pinned, as its own GC would."""
-        self.rpc("repo/gc", quiet="true")
+        """Let the node remove everything that is not pinned, as its own GC would. It waits for a pin under way."""
+        self.rpc("repo/gc", timeout=180, quiet="true")
 
 
 def free_port() -> int:
