@@ -19,7 +19,7 @@ help:
 	@echo 'make test-unit | test-kernel | test-posix | test-model | test-stress | test-kubo'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
-	@echo 'make bench [BENCH="ROW …"]       do handlers stall each other, how fast is the store: half an hour, 35 GB of disk'
+	@echo 'make bench [BENCH="ROW …"]       do handlers stall each other, how fast are the store and a node: 40 minutes, 35 GB of disk'
 	@echo 'make bench-scale                 a million files: time, memory'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
@@ -116,10 +116,11 @@ fuzz: $(VENV)/installed-fuzz
 	@for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
 
 # BENCH names rows of bench/stall.py, or flags, as `--at DIRECTORY` on the disk to be measured.
-bench: install
+bench: install-test
 	@$(BIN)/python bench/stall.py --json bench-stall.json $(BENCH)
 	@PYTHONPATH=. $(BIN)/python bench/store.py put
 	@PYTHONPATH=. $(BIN)/python bench/store.py get
+	@PYTHONPATH=. $(BIN)/python bench/node.py --json bench-node.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ipfsfs.egg-info

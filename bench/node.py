@@ -36,8 +36,12 @@ T = TypeVar("T")
 
 MIB = 1 << 20
 GATES = ("CI", "IPFS_KIT_DISABLE", "STORAGE_FORCE_LOCAL")
-SIZES = {"full": (1024 * MIB, 10_000, 5), "medium": (256 * MIB, 3_000, 3), "smoke": (8 * MIB, 100, 1)}
-"""Bytes of the large file, small files, repeats."""
+SIZES = {
+    "full": (1024 * MIB, 10_000, 5, 1.0),
+    "medium": (256 * MIB, 3_000, 3, 1.0),
+    "smoke": (8 * MIB, 100, 1, 0.05),
+}
+"""Bytes of the large file, small files, repeats, seconds that a slow node waits before each answer."""
 
 PROFILE: dict[str, Any] = {
     "Import.CidVersion": 1,
@@ -125,11 +129,11 @@ def git(place: Path, *args: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def slow_node(base: Path, repeats: int, files: int) -> dict[str, Any]:
+def slow_node(base: Path, repeats: int, files: int, delay: float) -> dict[str, Any]:
     """Local work on two mounts in turn."""
     times: dict[str, dict[str, list[float]]] = {what: {"embedded": [], "slow node": []} for what in ("status", "write")}
     with KuboNode(base / "node") as node, closing(Proxy(node.url)) as proxy:
-        proxy.rule("*", Delay(1.0))
+        proxy.rule("*", Delay(delay))
         with mounted(base, "near") as (near, _), mounted(base, "far", "--store", f"kubo={proxy.url}") as (far, _):
             places = {"embedded": near, "slow node": far}
             for place in places.values():
@@ -150,11 +154,11 @@ def slow_node(base: Path, repeats: int, files: int) -> dict[str, Any]:
     return result
 
 
-def run(row: str, base: Path, sizes: tuple[int, int, int]) -> dict[str, Any]:
+def run(row: str, base: Path, sizes: tuple[int, int, int, float]) -> dict[str, Any]:
     """Measure and print one row."""
-    size, files, repeats = sizes
+    size, files, repeats, delay = sizes
     if row == "slow-node":
-        found = slow_node(base, repeats, files // 2)
+        found = slow_node(base, repeats, files // 2, delay)
         for what in ("status", "write"):
             one = found[what]
             near, far = one["embedded"], one["slow node"]

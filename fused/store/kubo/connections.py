@@ -1,7 +1,7 @@
 """HTTP connections to one address, kept open between calls; blocking, for any thread.
 
 On the standard library's http.client. Kubo sends blocks in chunks of 4 KiB, and a general client with a pure Python
-parser makes several objects of each: httpx took three times as long for a block of 1 MiB, all of it with the
+parser makes several objects of each: httpx2 took three times as long for a block of 1 MiB, all of it with the
 interpreter held, for which a request on the mount has to wait. It also shows no trailers, where Kubo says what went
 wrong after an answer had begun (`X-Stream-Error`).
 """
