@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.kubo import kubo_binary
+
 pytestmark = pytest.mark.kubo
 
 REPO = Path(__file__).parents[2]
@@ -19,7 +21,7 @@ def test_every_row_is_measured_on_both_sides(tmp_path: Path) -> None:
     to = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, REPO / "bench/node.py", "--size", "smoke", "--json", to, "--at", tmp_path],
-        env=os.environ | {"PYTHONPATH": str(REPO)},
+        env=os.environ | {"PYTHONPATH": str(REPO), "IPFSFS_TEST_KUBO": str(kubo_binary())},
         capture_output=True,
         text=True,
         check=False,
