@@ -10,13 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-test mount lint types check test clean
-.PHONY: test-unit test-kernel test-posix test-model test-stress test-kubo test-faults soak bench bench-scale fuzz
+.PHONY: test-unit test-kernel test-posix test-model test-stress test-kubo test-stores test-faults soak bench bench-scale fuzz
 
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
 	@echo 'make test                        everything: lint, types, all tests'
 	@echo 'make check                       lint, types, unit tests that take no seconds each: the quick one'
 	@echo 'make test-unit | test-kernel | test-posix | test-model | test-stress | test-kubo'
+	@echo 'make test-stores [STORES="kubo …"]   workloads and crashes again, with a node as the store'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
 	@echo 'make bench [BENCH="ROW …"]       do handlers stall each other, how fast are the store and a node: 40 minutes, 35 GB of disk'
@@ -83,6 +84,15 @@ test-posix: install-test
 
 test-model: install-test
 	@$(PYTEST) tests/model
+
+# What was done first with the embedded store, with a node as the store: programs on a mount, databases in snapshots,
+# the CID that Kubo gives, a daemon that is killed again and again.
+STORES ?= kubo ipfs-kit
+ON_A_STORE := $(wildcard tests/kernel/test_workload_*.py) tests/kernel/test_sqlite_snapshots.py \
+  tests/kernel/test_incremental.py tests/kernel/test_crash.py tests/kubo/test_snapshot_same_cid.py
+
+test-stores: install-test
+	@for store in $(STORES); do IPFSFS_TEST_STORE=$$store $(PYTEST) $(ON_A_STORE) || exit 1; done
 
 test-kubo: install-test
 	@$(PYTEST) -m kubo

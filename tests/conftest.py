@@ -2,6 +2,7 @@
 
 - Settings, gates and a user's own directories never reach a test (`clean_env`).
 - With IPFSFS_TEST_NO_SKIP=1, which make sets, a test that can't run here fails and says what is missing.
+- With IPFSFS_TEST_STORE=kubo or ipfs-kit, which `make test-stores` sets, mounts store at a real node.
 - `mounted` is a real mount; at the end of the session nothing of ours may be left mounted or running.
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.kubo import kubo_binary
+from tests.support.kubo_node import KuboNode
 from tests.support.mountproc import GATES, MountProcess, mounts_under
 
 settings.register_profile(
@@ -67,14 +70,30 @@ def clean_env(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 # --- mounts -----------------------------------------------------------------------------------------------------
 
 
+STORE = os.environ.get("IPFSFS_TEST_STORE", "embedded")  # read now: `clean_env` takes our variables away
+
+
 @pytest.fixture
-def new_mount(tmp_path: Path) -> Iterator[Callable[..., MountProcess]]:
+def store_node(tmp_path: Path) -> Iterator[KuboNode | None]:
+    """The node that mounts store at; None if they store in a store of their own."""
+    if STORE == "embedded":
+        yield None
+        return
+    with KuboNode(tmp_path / "store-node") as node:
+        yield node
+
+
+@pytest.fixture
+def new_mount(tmp_path: Path, store_node: KuboNode | None) -> Iterator[Callable[..., MountProcess]]:
     """Makes `MountProcess` objects, not yet started, that are closed at the end of the test."""
     _need_fuse()
     made: list[MountProcess] = []
 
     def make(name: str = "fs", **options: object) -> MountProcess:
         made.append(MountProcess(tmp_path / name, **options))  # type: ignore[arg-type]
+        if store_node is not None:
+            made[-1].store_kind = f"kubo={store_node.url}" if STORE == "kubo" else f"{STORE}={store_node.path}"
+            made[-1].environ["PATH"] = f"{kubo_binary().parent}:{made[-1].environ['PATH']}"
         return made[-1]
 
     yield make

@@ -228,7 +228,7 @@ def test_what_was_promised_survives_kill_9(
             shutil.rmtree(mount.plain / f"round{number - 2}", ignore_errors=True)  # not made, if the kill came early
     # Every snapshot was pinned: the first one is still there after all the others.
     for snapshot in (last[0], last[len(last) // 2], last[-1]):
-        assert mount.ipfsfs("ls", snapshot, "--store-dir", mount.store).stdout
+        assert mount.ipfsfs("ls", snapshot, *mount.store_flags).stdout
     print(f"rounds={number} reported={acknowledged} syncs={syncs} seconds={time.monotonic() - started:.0f}")
     assert syncs >= rounds // 4, "too few snapshots for the test to mean anything"
 

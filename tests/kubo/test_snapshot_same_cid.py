@@ -39,7 +39,7 @@ def grow(base: Path, seeds: range) -> None:
 
 def trees_of(mount: MountProcess, snapshot: str) -> dict[str, str]:
     """The CID of each directory at the root of a snapshot."""
-    listed = json.loads(mount.ipfsfs("ls", "--json", "--store-dir", mount.store, snapshot).stdout)
+    listed = json.loads(mount.ipfsfs("ls", "--json", *mount.store_flags, snapshot).stdout)
     return {entry["name"]: entry["cid"] for entry in listed}
 
 

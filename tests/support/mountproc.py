@@ -86,6 +86,8 @@ class MountProcess:
         self.path = path or base / "mnt"
         self.state = base / "state"
         self.store = base / "store"
+        self.store_kind: str | None = None
+        """What `--store` is given; None: nothing."""
         self.log = base / "daemon.log"
         self.path.mkdir(exist_ok=True)
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -136,8 +138,14 @@ class MountProcess:
 
     def restore(self, snapshot: str, to: Path, *paths: str) -> Path:
         """Bring `snapshot` back into `to`, which must not exist or be empty. Works unmounted, too."""
-        self.ipfsfs("restore", snapshot, *paths, "--to", to, "--store-dir", self.store, timeout=300)
+        self.ipfsfs("restore", snapshot, *paths, "--to", to, *self.store_flags, timeout=300)
         return to
+
+    @property
+    def store_flags(self) -> list[str]:
+        """What tells any command which store this mount has."""
+        kind = [] if self.store_kind is None else ["--store", self.store_kind]
+        return [*kind, "--store-dir", str(self.store)]
 
     @property
     def pid(self) -> int:
@@ -149,7 +157,7 @@ class MountProcess:
     @property
     def flags(self) -> list[str]:
         """The flags that every mount of this object is made with."""
-        return ["--require", "--state-dir", str(self.state), "--store-dir", str(self.store)]
+        return ["--require", "--state-dir", str(self.state), *self.store_flags]
 
     def start(self, *flags: str, command: Sequence[str] = (sys.executable, "-m", "fused")) -> MountProcess:
         """Mount in the foreground of a child process, and wait until it serves.
