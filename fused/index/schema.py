@@ -122,6 +122,12 @@ def _about() -> str:
 
 
 def _open(path: str) -> sqlite3.Connection:
+    # Before SQLite opens it: its other files get the mode that this one has then. One that is there is not opened, as
+    # closing it would end the locks of another connection in this process (fcntl(2), F_SETLK).
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        os.chmod(path, 0o600)
     # One thread at a time uses it; which one, `Index` sees to.
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
     try:
@@ -131,7 +137,6 @@ def _open(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA cache_size = -8192")
         # Without any table it is new, or its maker was killed before the one transaction in which all of this happens.
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            os.chmod(path, 0o600)
             connection.executescript(f"BEGIN IMMEDIATE;{TABLES}{_about()}COMMIT;")
         else:
             check = connection.execute("PRAGMA quick_check(1)").fetchone()

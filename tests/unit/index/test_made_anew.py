@@ -30,6 +30,7 @@ def test_whoever_was_killed_while_making_the_index_leaves_nothing_to_warn_of(
         index = Index(str(tmp_path))
     try:
         index.set_about("excludes", "none")
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.glob(f"{FILE_NAME}*")} == {0o600}
     finally:
         index.close()
     again = Index(str(tmp_path))
@@ -38,7 +39,6 @@ def test_whoever_was_killed_while_making_the_index_leaves_nothing_to_warn_of(
     finally:
         again.close()
     assert not caplog.records
-    assert path.stat().st_mode & 0o777 == 0o600
     assert not list(tmp_path.glob("*.damaged*"))
 
 
