@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from fused.types import Block as Block  # noqa: TC001  re-exported: a store's callers find it here
 
@@ -117,6 +117,25 @@ class Store(BlockStore, PinStore, Protocol):
     async def repair(self, blocks: Sequence[Block]) -> int:
         """Put that trusts nothing: what is damaged or missing is written again; returns how many that were."""
         ...
+
+
+class OpenedInContext:
+    """`async with store:` opens it, and closes it whatever happens. For classes with `open` and `aclose`."""
+
+    async def open(self) -> None:
+        """See Store."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """See BlockStore."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 Reach = Literal["public", "private", "offline"]

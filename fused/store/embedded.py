@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from fused.errors import StoreUnavailable
+from fused.store.base import OpenedInContext
 from fused.store.blocking import GRACE_S, BlockingStore
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class EmbeddedStore:
+class EmbeddedStore(OpenedInContext):
     """BlockStore and PinStore over a directory. `open` before use, `aclose` after, or `async with`.
 
     Cancelling a read returns at once, also when the disk hangs, so deadlines work; its thread ends when it can.
@@ -60,13 +61,6 @@ class EmbeddedStore:
         self._store = await trio.to_thread.run_sync(
             lambda: BlockingStore(self.path, grace_s=self.grace_s), limiter=self._writers
         )
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     async def put(self, blocks: Sequence[Block]) -> int:
         """See BlockStore. Blocks that a read found damaged are written again; `repair` looks for damage itself."""

@@ -127,9 +127,9 @@ class Taker:
         await self._thread(self._carry, carries, gone)
         root = await self._with_outbox(self._encode_thread)
         same = last is not None and (last.tree, last.meta) == (root.tree, root.meta)
-        # The same, but is it there? Not if the store was moved away and has been filled anew.
         self.pinning = True
         try:
+            # The same, but is it there? Not if the store was moved away and has been filled anew.
             if last is None or not same or self._distrusted or not await self._store.has([last.cid]):
                 # One that is lost can't be compared with, and looking for it in a network takes long.
                 last = await self._finish(None if self._distrusted else last, root, time_ns)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from fused.store.base import OpenedInContext
 from fused.store.kit.node import KitNode
 from fused.store.kit.package import find_package
 
@@ -32,7 +33,7 @@ _FINISH_S = 2.0
 T = TypeVar("T")
 
 
-class KitStore:
+class KitStore(OpenedInContext):
     """A NodeStore. `open` before use, `aclose` after, or `async with`.
 
     Cancelling a read returns at once, cancelling a write after two seconds at most; the node goes on with the command
@@ -50,13 +51,6 @@ class KitStore:
     async def open(self) -> None:
         """See Store."""
         await trio.to_thread.run_sync(self._node.open, limiter=self._writers)
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     async def put(self, blocks: Sequence[Block]) -> int:
         """See BlockStore. Durable as far as the node is: Kubo's own setting says whether it syncs to its disk."""

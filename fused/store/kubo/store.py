@@ -16,14 +16,14 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from fused import private
 from fused.cid import RAW, codec_of
 from fused.errors import BlockCorrupt, BlockNotFound, StoreUnavailable, UsageError
-from fused.store.base import StoreStats
+from fused.store.base import OpenedInContext, StoreStats
 from fused.store.cache import BlockCache
 from fused.store.kubo.address import Place
 from fused.store.kubo.auth import read_secret
@@ -81,7 +81,7 @@ class _Stop:
             raise _Stopped
 
 
-class KuboStore:
+class KuboStore(OpenedInContext):
     """NodeStore over a node's RPC API. `open` before use, `aclose` after, or `async with`.
 
     Every method raises StoreUnavailable with a sentence that names the node when it does not answer in time, refuses
@@ -120,13 +120,6 @@ class KuboStore:
             raise StoreUnavailable(f"the directory {self.path} can't be used: {err.strerror or err}") from err
         node = Node(self._rpc, ledger)
         return _Opened(self._rpc, ledger, cache, node, Pins(node))
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     # --- blocks -----------------------------------------------------------------------------------------------
 
