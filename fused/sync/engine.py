@@ -197,7 +197,7 @@ class Engine:
             return row
 
     async def snapshots(self, limit: int = -1) -> list[SnapshotRow]:
-        """The newest `limit` snapshots, newest first."""
+        """The newest `limit` snapshots, newest first, also when the index is found damaged by that."""
         # Without the lock, if it can be had without: a snapshot under way may have to wait for a node.
         if self._index is None or not self._recovered:
             with trio.move_on_after(TIDY_SECONDS):
@@ -208,7 +208,24 @@ class Engine:
                         log.debug("the list of snapshots may not be whole: %s", exc)
         if self._index is None:
             return []
-        return await trio.to_thread.run_sync(self._index.snapshots, limit)
+        try:
+            return await trio.to_thread.run_sync(self._index.snapshots, limit)
+        except IndexDamaged as exc:
+            return await self._snapshots_anew(exc, limit)
+
+    async def _snapshots_anew(self, damage: IndexDamaged, limit: int) -> list[SnapshotRow]:
+        """The snapshots that the store's pins know, for an index that is damaged. Waits for a snapshot under way."""
+        async with self._lock:
+            index, _ = await self._opened()
+            try:
+                return await trio.to_thread.run_sync(index.snapshots, limit)  # it was mended while this waited
+            except IndexDamaged:
+                await self._rebuild(damage)
+            try:
+                await self._ready()
+            except StoreError as exc:
+                log.debug("the list of snapshots may not be whole: %s", exc)
+            return await trio.to_thread.run_sync(index.snapshots, limit)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -260,9 +277,12 @@ class Engine:
         """Store everything again if the node has lost it while nothing changed. One that is down is asked later."""
         try:
             async with self._lock:
-                _, taker = await self._ready()
-                if not await taker.check_store():
-                    self._look_again()
+                try:
+                    _, taker = await self._ready()
+                    if not await taker.check_store():
+                        self._look_again()
+                except IndexDamaged as exc:
+                    await self._rebuild(exc)
         except (IpfsfsError, OSError) as exc:
             log.debug("whether the node still has everything is not known: %s", exc)
 
@@ -279,7 +299,10 @@ class Engine:
         """Make memos good that were made too soon after a change: call it a moment later, when nothing changes."""
         async with self._lock:
             _, taker = await self._ready()
-            await taker.settle()
+            try:
+                await taker.settle()
+            except IndexDamaged as exc:
+                await self._rebuild(exc)
 
     async def between_snapshots(self, work: Callable[[Index], R], *, rescan: bool) -> R:
         """Run `work` in a thread while no snapshot is under way. For `fsck`.
@@ -343,19 +366,25 @@ class Engine:
         try:
             return await self._scan_and_take(verify)
         except IndexDamaged as exc:
-            log.warning("%s; it is rebuilt, nothing is lost", exc)
-            index, _ = await self._opened()
-            await trio.to_thread.run_sync(index.rebuild)
-            self._recovered = False
+            await self._rebuild(exc)
         except BlockNotFound as exc:
             await self._distrust(exc)
-        self._look_again()
+            self._look_again()
         try:
             return await self._scan_and_take(verify)
         except BlockNotFound as exc:
             await self._distrust(exc)
             self._look_again()
             raise
+
+    async def _rebuild(self, damage: IndexDamaged) -> None:
+        """Begin an empty index; the whole tree is looked at again, soon."""
+        log.warning("%s; it is rebuilt, nothing is lost", damage)
+        index, _ = await self._opened()
+        await trio.to_thread.run_sync(index.rebuild)
+        self._recovered = False
+        self._look_again()
+        self._wake.set()
 
     async def _distrust(self, exc: BlockNotFound) -> None:
         _, taker = await self._opened()
@@ -392,6 +421,9 @@ class Engine:
         try:
             with trio.move_on_after(TIDY_SECONDS) as scope:
                 await act()
+        except IndexDamaged as exc:
+            await self._rebuild(exc)
+            why = "the index is rebuilt first"
         except (IpfsfsError, OSError) as exc:
             why = str(exc)
         else:

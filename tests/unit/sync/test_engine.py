@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -317,3 +318,33 @@ async def test_name_that_collides_with_another_in_a_hamt_is_skipped_and_named(co
     assert not others
     assert path in {b"large/" + name for name in COLLIDING}
     assert "hash" in why
+
+
+def damage_in_use(covered: Covered) -> None:
+    """Overwrite all but the first page of the open index, and make its connection read it again."""
+    path = covered.state / "index.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("INSERT OR REPLACE INTO about VALUES ('damaged', '')")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        page = db.execute("PRAGMA page_size").fetchone()[0]
+    with path.open("r+b") as stream:
+        stream.seek(page)
+        stream.write(random.Random(7).randbytes(path.stat().st_size - page))
+
+
+async def test_snapshots_are_listed_though_the_index_is_damaged(covered: Covered) -> None:
+    fill(covered)
+    first = await covered.engine.sync()
+    damage_in_use(covered)
+    assert [row.cid for row in await covered.engine.snapshots()] == [first.cid]
+    assert (await covered.engine.sync()).tree == first.tree
+
+
+async def test_an_index_found_damaged_in_a_quiet_moment_is_made_anew(covered: Covered) -> None:
+    fill(covered)
+    first = await covered.engine.sync()
+    damage_in_use(covered)
+    await covered.engine.settle()
+    assert not covered.engine.clean()  # everything is looked at again
+    assert (await covered.engine.sync()).tree == first.tree
+    assert [row.cid for row in await covered.engine.snapshots()] == [first.cid]
