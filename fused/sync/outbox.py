@@ -1,8 +1,9 @@
 """Blocks on their way to the store, and what may be remembered once they are there.
 
-A worker thread fills it; one trio task empties it (`run`). So hashing goes on while the batch before is
-written and made durable, and at most `IN_FLIGHT` batches are in memory. The order is what makes the
-index true: blocks durable in the store, then the memo of them in the index, then the file counts as captured.
+A worker thread fills it; trio tasks empty it (`run`). So hashing goes on while the batch before is written and made
+durable. A node far away is sent two batches at a time: while it digests the last of one, the next is on its way. In
+memory are at most `BATCHES` batches, the one that is being filled among them. The order is what makes the index true:
+all blocks sent before durable in the store, then the memo of them in the index, then the file counts as captured.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from fused.index.index import DirMemo, FileMemo, Index
     from fused.store.base import Block, BlockStore
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 16 << 20
 BATCH_BLOCKS = 4096
-IN_FLIGHT = 2
+BATCHES = 3
 
 
 @dataclass(slots=True)
@@ -39,11 +40,13 @@ class _Batch:
 class Outbox:
     """One use: fill it from one worker thread, `drain` at the end. `blocks` and `bytes` count what was new."""
 
-    def __init__(self, store: BlockStore, index: Index, changes: ChangeLog) -> None:
+    def __init__(self, store: BlockStore, index: Index, changes: ChangeLog, *, puts: int = 1) -> None:
+        """`puts`: how many batches the store is given at the same time."""
         self._store = store
         self._index = index
         self._changes = changes
-        self._send, self._receive = trio.open_memory_channel[_Batch](IN_FLIGHT - 1)
+        self._puts = trio.Semaphore(puts)
+        self._send, self._receive = trio.open_memory_channel[_Batch](BATCHES - 1 - puts)
         self._batch = _Batch()
         self._error: BaseException | None = None
         self.new_blocks = 0
@@ -104,19 +107,42 @@ class Outbox:
 
     async def run(self) -> None:
         """Store what comes until cancelled. An error is kept for the worker thread; what follows it is dropped."""
-        async for batch in self._receive:
-            try:
-                if self._error is None:
-                    await self._handle(batch)
-            except Exception as exc:  # handed on: the worker thread raises it where a person can see what failed
-                self._error = exc
-            finally:
-                if batch.done is not None:
-                    batch.done.set()
+        before = trio.Event()
+        before.set()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._puts.acquire()
+                batch = await self._receive.receive()
+                over = trio.Event()
+                nursery.start_soon(self._handle, batch, before, over)
+                before = over
 
-    async def _handle(self, batch: _Batch) -> None:
+    async def _handle(self, batch: _Batch, before: trio.Event, over: trio.Event) -> None:
+        """Store and remember one batch. `before` says that the one before it is remembered, `over` that this one is."""
+        try:
+            await self._keeping_errors(self._store_blocks, batch)
+            await before.wait()
+            await self._keeping_errors(self._remember_all, batch)
+        finally:
+            over.set()
+            self._puts.release()
+            if batch.done is not None:
+                batch.done.set()
+
+    async def _keeping_errors(self, act: Callable[[_Batch], Awaitable[None]], batch: _Batch) -> None:
+        if self._error is None:
+            try:
+                await act(batch)
+            except Exception as exc:  # the worker thread raises it, where a person can see what failed
+                self._error = self._error or exc
+
+    async def _store_blocks(self, batch: _Batch) -> None:
         if batch.blocks:
-            self.new_blocks += await self._store.put(batch.blocks)
+            new = await self._store.put(batch.blocks)
+            self.new_blocks += new
+            batch.blocks = []
+
+    async def _remember_all(self, batch: _Batch) -> None:
         if batch.files or batch.dirs or batch.stale:
             await trio.to_thread.run_sync(self._remember, batch)
 

@@ -219,7 +219,7 @@ class Taker:
 
     async def _with_outbox(self, work: Callable[[Capturer], R]) -> R:
         excludes = await self._thread(self._load_excludes)
-        outbox = Outbox(self._store, self._index, self._changes)
+        outbox = Outbox(self._store, self._index, self._changes, puts=1 if self._node is None else 2)
         self.capturer = Capturer(
             self._root_fd, self._changes, self._index, outbox, excludes, self._notes, self._seal, self._storer
         )

@@ -118,7 +118,14 @@ class Node:
         def pieces() -> Iterator[bytes]:
             parts, length = [head], len(head)
             for block in blocks:
-                parts += (car.section_head(block), block.data)
+                parts.append(car.section_head(block))
+                if len(block.data) >= _PIECE:  # as it is: to copy a megabyte costs more than to send twice
+                    check()
+                    yield b"".join(parts)
+                    yield block.data
+                    parts, length = [], 0
+                    continue
+                parts.append(block.data)
                 length += len(block.data)
                 if length >= _PIECE:
                     check()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fused.store.spec import StoreSpec
 
 _STREAMS = 4
-_STREAM_BYTES = 4 << 20
+_STREAM_BYTES = 8 << 20
 _STREAM_BLOCKS = 1024
 _READERS = 8
 _ASKERS = 4  # pins, stats, shop window
