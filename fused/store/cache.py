@@ -7,14 +7,13 @@ can't read is thrown away. Several processes may use one.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fused.cid import CID, verify
 from fused.errors import BlockCorrupt, DagError
+from fused.store.memo import Memo, MemoForm, is_damage, open_memo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,13 +46,13 @@ class BlockCache:
     """See the module. From any thread; `close` it in the end. A limit of 0 keeps nothing."""
 
     def __init__(self, path: str, most_bytes: int) -> None:
-        """The cache in file `path`, made there if it is missing. Raises OSError if that is impossible."""
+        """The cache in file `path`, made there if it is missing. If that is impossible, there is none."""
         self._path = path
         self._most = most_bytes
         self._lock = threading.Lock()
         self._used: dict[CID, int] = {}
         self._use = 0
-        self._db: sqlite3.Connection | None = None
+        self._memo: Memo | None = None
         with self._lock:
             self._open()
 
@@ -76,11 +75,11 @@ class BlockCache:
     def put(self, blocks: Iterable[Block]) -> None:
         """Keep `blocks`, which are verified, and let the least used go where it gets too much."""
         with self._lock:
-            db = self._db
-            if db is None or not self._most:
+            memo = self._memo
+            if memo is None or not self._most:
                 return
             try:
-                with db:
+                with memo.transaction() as db:
                     self._insert(db, blocks)
             except sqlite3.Error as err:
                 self._broken(err)
@@ -89,10 +88,10 @@ class BlockCache:
     def size(self) -> int:
         """Bytes that are kept."""
         with self._lock:
-            if self._db is None:
+            if self._memo is None:
                 return 0
             try:
-                return _size(self._db)
+                return _size(self._memo.connect())
             except sqlite3.Error as err:
                 self._broken(err)
                 return 0
@@ -101,37 +100,31 @@ class BlockCache:
         """Idempotent."""
         with self._lock:
             self._note_uses()
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+            if self._memo is not None:
+                self._memo.close()
+                self._memo = None
 
     # --- with the lock held -----------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        form = MemoForm("cache", _SCHEMA, _VERSION, _BUSY_S, synchronous="OFF", page_bytes=_PAGE)
         try:
-            self._db = _opened(self._path)
+            self._memo = open_memo(self._path, form)
+            row = self._memo.connect().execute("SELECT coalesce(max(used), 0) FROM blocks").fetchone()
+            self._use = int(row[0])
         except sqlite3.Error as err:
             self._broken(err)
-            return
-        row = self._db.execute("SELECT coalesce(max(used), 0) FROM blocks").fetchone()
-        self._use = int(row[0])
 
     def _broken(self, err: sqlite3.Error) -> None:
         """Throw away what SQLite can't read; where it is the disk or another process, there is no cache just now."""
         self._used.clear()
-        if not isinstance(err, sqlite3.DatabaseError) or isinstance(err, sqlite3.OperationalError):
-            log.info("the cache %s can't be used just now: %s", self._path, err)
-            return
-        if self._db is not None:
-            with suppress(sqlite3.Error):
-                self._db.close()
-            self._db = None
-        log.warning("the cache %s is damaged, and made anew: %s", self._path, err)
-        for name in (self._path, self._path + "-wal", self._path + "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-        with suppress(sqlite3.Error):
-            self._db = _opened(self._path)
+        if is_damage(err) and self._memo is not None:
+            try:
+                self._memo.renew(err)
+                return
+            except sqlite3.Error as why:
+                err = why
+        log.info("the cache %s can't be used just now: %s", self._path, err)
 
     def _next_use(self) -> int:
         self._use += 1
@@ -139,13 +132,14 @@ class BlockCache:
 
     def _select(self, cids: Sequence[CID]) -> dict[CID, bytes]:
         found: dict[CID, bytes] = {}
-        if self._db is None:
+        if self._memo is None:
             return found
         try:
+            db = self._memo.connect()
             for start in range(0, len(cids), _IN_MAX):
                 some = cids[start : start + _IN_MAX]
                 marks = ",".join("?" * len(some))
-                rows = self._db.execute(f"SELECT cid, data FROM contents WHERE cid IN ({marks})", some)
+                rows = db.execute(f"SELECT cid, data FROM contents WHERE cid IN ({marks})", some)
                 found.update((CID(cid), data) for cid, data in rows)
         except (sqlite3.Error, TypeError) as err:
             self._broken(err if isinstance(err, sqlite3.Error) else sqlite3.DatabaseError(str(err)))
@@ -175,38 +169,22 @@ class BlockCache:
         _remove(db, gone)
 
     def _delete(self, cids: Sequence[CID]) -> None:
-        if self._db is not None:
+        if self._memo is not None:
             try:
-                with self._db as db:
+                with self._memo.transaction() as db:
                     _remove(db, cids)
             except sqlite3.Error as err:
                 self._broken(err)
 
     def _note_uses(self) -> None:
         uses, self._used = self._used, {}
-        if self._db is not None and uses:
+        if self._memo is not None and uses:
             try:
-                rows = [(use, cid) for cid, use in uses.items()]
-                self._db.executemany("UPDATE blocks SET used = ? WHERE cid = ?", rows)
-                self._db.commit()
+                with self._memo.transaction() as db:
+                    rows = [(use, cid) for cid, use in uses.items()]
+                    db.executemany("UPDATE blocks SET used = ? WHERE cid = ?", rows)
             except sqlite3.Error as err:
                 self._broken(err)
-
-
-def _opened(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
-    try:
-        db.execute(f"PRAGMA page_size = {_PAGE}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = OFF")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"version {version} of its tables is not known here")
-        db.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _size(db: sqlite3.Connection) -> int:

@@ -7,14 +7,14 @@ that no pin holds there, and is missing then.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fused.cid import CID, codec_of, encode_varint
 from fused.errors import StoreUnavailable
+from fused.store.memo import MemoForm, is_damage, open_memo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS node (
 );
 """
 _IN_MAX = 500  # parameters of a statement; SQLite takes some thousand
-_BUSY_S = 30.0
+# What is lost in a power cut is sent once more.
+_FORM = MemoForm("ledger", _SCHEMA, version=1, busy_seconds=30.0)
 
 
 def digest_of(cid: CID) -> bytes:
@@ -45,28 +46,24 @@ class Ledger:
     """See the module. For use from any thread. Every method raises StoreUnavailable if the disk or database fails."""
 
     def __init__(self, path: str) -> None:
-        """Open the ledger in file `path`, or make it."""
+        """The ledger in file `path`, made if it is missing, and made anew if it can't be read."""
         self._path = path
         self._lock = threading.Lock()
         with self._explained():
-            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-            os.chmod(path, 0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")  # what is lost in a power cut is sent once more
-            self._db.executescript(_SCHEMA)
+            self._memo = open_memo(path, _FORM)
 
     def marker(self) -> CID | None:
         """What `begin` was given last."""
-        with self._explained():
-            row = self._db.execute("SELECT marker FROM node").fetchone()
+        with self._transaction() as c:
+            row = c.execute("SELECT marker FROM node").fetchone()
         return None if row is None else CID(row[0])
 
     def begin(self, marker: CID) -> None:
         """Forget everything: from now on this is about the node with that marker."""
-        with self._writing():
-            self._db.execute("DELETE FROM blocks")
-            self._db.execute("DELETE FROM node")
-            self._db.execute("INSERT INTO node VALUES (?)", (marker,))
+        with self._transaction() as c:
+            c.execute("DELETE FROM blocks")
+            c.execute("DELETE FROM node")
+            c.execute("INSERT INTO node VALUES (?)", (marker,))
 
     def known(self, cids: Sequence[CID]) -> set[CID]:
         """Those of `cids` that the node has confirmed, under that very codec."""
@@ -80,63 +77,60 @@ class Ledger:
 
     def add(self, blocks: Sequence[Block]) -> int:
         """Note that the node has confirmed `blocks`; returns how many it is news of."""
-        with self._writing():
-            before = self._db.total_changes
-            self._db.executemany(
+        with self._transaction() as c:
+            before = c.total_changes
+            c.executemany(
                 "INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)",
                 [(digest_of(block.cid), codec_of(block.cid), len(block.data)) for block in blocks],
             )
-            return self._db.total_changes - before
+            return c.total_changes - before
 
     def forget(self, cids: Sequence[CID]) -> None:
         """The node does not have `cids`, under any codec."""
-        with self._writing():
-            self._db.executemany("DELETE FROM blocks WHERE digest = ?", [(digest_of(cid),) for cid in cids])
+        with self._transaction() as c:
+            c.executemany("DELETE FROM blocks WHERE digest = ?", [(digest_of(cid),) for cid in cids])
 
     def clear(self) -> None:
         """The node has lost some of what it had, and nobody knows what."""
-        with self._writing():
-            self._db.execute("DELETE FROM blocks")
+        with self._transaction() as c:
+            c.execute("DELETE FROM blocks")
 
     def totals(self) -> tuple[int, int]:
         """Blocks and bytes."""
-        with self._explained():
-            blocks, size = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM blocks").fetchone()
+        with self._transaction() as c:
+            blocks, size = c.execute("SELECT count(*), coalesce(sum(size), 0) FROM blocks").fetchone()
         return int(blocks), int(size)
 
     def close(self) -> None:
         """Idempotent."""
-        with self._lock, closing(self._db):
-            pass
+        with self._lock:
+            self._memo.close()
 
     def _codecs(self, cids: Sequence[CID]) -> dict[bytes, set[int]]:
         digests = list({digest_of(cid) for cid in cids})
         found: dict[bytes, set[int]] = {}
-        with self._explained():
+        with self._transaction() as c:
             for at in range(0, len(digests), _IN_MAX):
                 some = digests[at : at + _IN_MAX]
                 marks = ",".join("?" * len(some))
-                for digest, codec in self._db.execute(
-                    f"SELECT digest, codec FROM blocks WHERE digest IN ({marks})", some
-                ):
+                for digest, codec in c.execute(f"SELECT digest, codec FROM blocks WHERE digest IN ({marks})", some):
                     found.setdefault(digest, set()).add(codec)
         return found
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._explained():
-            self._db.execute("BEGIN IMMEDIATE")
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._explained():
             try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
+                with self._memo.transaction() as c:
+                    yield c
+            except sqlite3.Error as err:
+                if is_damage(err):
+                    self._memo.renew(err)  # without a marker: after an error the node is met anew, and given one
                 raise
-            self._db.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except (sqlite3.Error, OSError) as exc:
-                raise StoreUnavailable(f"what is known of the node, in {self._path}, can't be used: {exc}") from exc
+        try:
+            yield
+        except (sqlite3.Error, OSError) as exc:
+            raise StoreUnavailable(f"what is known of the node, in {self._path}, can't be used: {exc}") from exc

@@ -14,16 +14,15 @@ next looks for those. Not for: what is at the node; only the node knows.
 
 from __future__ import annotations
 
-import logging
-import os
 import random
 import sqlite3
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fused.cid import CID
 from fused.errors import StoreUnavailable
+from fused.store.memo import MemoForm, is_damage, open_memo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,14 +43,16 @@ CREATE TABLE IF NOT EXISTS about (
     settled INTEGER NOT NULL   -- no pin held the blocks from this id on when they were put
 );
 CREATE TABLE IF NOT EXISTS suspects (cid BLOB PRIMARY KEY) WITHOUT ROWID;
-INSERT INTO about SELECT NULL, 0, 0, 1, 1 WHERE NOT EXISTS (SELECT * FROM about);
+-- A ledger that was made anew begins above the one before it: `settle` may come with a number from that.
+-- (Microseconds; there are fewer puts than those.)
+INSERT INTO about SELECT NULL, 0, 0, now.us, now.us
+    FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400e6 AS INTEGER) AS us) AS now
+    WHERE NOT EXISTS (SELECT * FROM about);
 """
-_VERSION = 1
-_BUSY_S = 20.0
+# What a power cut takes from the end of it is sent once more.
+_FORM = MemoForm("ledger", _SCHEMA, version=1, busy_seconds=20.0)
 _IN_MAX = 500
 _SUSPECTS = 1000  # a collection takes everything that no pin holds: one would nearly do
-
-log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -62,16 +63,7 @@ class Ledger:
         self._path = path
         self._lock = threading.Lock()
         with self._explained():
-            try:
-                self._db = _opened(path)
-            except sqlite3.OperationalError:  # the disk, not the content
-                raise
-            except sqlite3.DatabaseError as err:
-                log.warning("the ledger %s is damaged, and made anew: %s", path, err)
-                for name in (path, path + "-wal", path + "-shm"):
-                    with suppress(FileNotFoundError):
-                        os.unlink(name)
-                self._db = _opened(path)
+            self._memo = open_memo(path, _FORM)
 
     def marker(self) -> CID | None:
         """The block that is at the node as long as the ledger is true; None if it can't be."""
@@ -165,18 +157,17 @@ class Ledger:
     def close(self) -> None:
         """Idempotent."""
         with self._lock:
-            self._db.close()
+            self._memo.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._explained(), self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._lock, self._explained():
             try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
+                with self._memo.transaction() as c:
+                    yield c
+            except sqlite3.Error as err:
+                if is_damage(err):
+                    self._memo.renew(err)  # without a marker, so that whoever tries again voids it first
                 raise
 
     @contextmanager
@@ -185,23 +176,6 @@ class Ledger:
             yield
         except (sqlite3.Error, OSError) as err:
             raise StoreUnavailable(f"the list of what the node has, {self._path}, can't be used: {err}") from err
-
-
-def _opened(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        # Without a sync at each commit: what a power cut takes from the end of the ledger is sent once more.
-        db.execute("PRAGMA synchronous = NORMAL")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"version {version} of its tables is not known here")
-        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        db.execute("SELECT * FROM about").fetchone()
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _take_ids(c: sqlite3.Connection, count: int) -> int:

@@ -10,6 +10,7 @@ from fused.cid import CID, DAG_CBOR, RAW, cid_of
 from fused.errors import StoreUnavailable
 from fused.store.base import Block
 from fused.store.kit.ledger import Ledger
+from tests.support.memos import damage_leaves
 from tests.support.toy_blocks import random_blocks
 
 
@@ -49,6 +50,28 @@ def test_another_node_begins_with_nothing(tmp_path: Path) -> None:
 def test_a_ledger_that_can_not_be_written_is_a_store_that_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="nowhere"):
         Ledger(str(tmp_path / "nowhere" / "ledger"))
+
+
+def test_a_damaged_one_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "ledger").write_bytes(b"no database" * 1000)
-    with pytest.raises(StoreUnavailable, match="not a database"):
-        Ledger(str(tmp_path / "ledger"))
+    ledger = Ledger(str(tmp_path / "ledger"))
+    assert (ledger.marker(), ledger.totals()) == (None, (0, 0))
+    assert "made anew" in caplog.text
+    ledger.close()
+
+
+def test_one_that_is_found_damaged_in_use_is_made_anew_and_believes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger, blocks = Ledger(str(tmp_path / "ledger")), random_blocks(3000, 10)
+    ledger.begin(CID(b"marker"))
+    ledger.add(blocks)
+    ledger.close()
+    damage_leaves(tmp_path / "ledger")
+    ledger = Ledger(str(tmp_path / "ledger"))
+    with pytest.raises(StoreUnavailable, match="can't be used"):
+        ledger.known([block.cid for block in blocks])
+    assert "made anew" in caplog.text
+    assert (ledger.marker(), ledger.totals()) == (None, (0, 0))
+    assert ledger.add(blocks) == 3000
+    ledger.close()

@@ -10,6 +10,7 @@ import pytest
 
 from fused.errors import StoreUnavailable
 from fused.store.kubo.ledger import Ledger
+from tests.support.memos import damage_leaves
 from tests.support.toy_blocks import random_blocks, raw
 
 
@@ -113,6 +114,26 @@ def test_a_damaged_one_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFix
     ledger = Ledger(str(tmp_path / "ledger"))
     assert ledger.totals() == (0, 0)
     assert "made anew" in caplog.text
+    ledger.close()
+
+
+def test_one_that_is_found_damaged_in_use_is_made_anew_and_believes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger, blocks = Ledger(str(tmp_path / "ledger")), random_blocks(3000, 10)
+    ledger.void(raw(b"marker").cid, None)
+    ledger.confirm(blocks)
+    until = ledger.now()
+    ledger.close()
+    damage_leaves(tmp_path / "ledger")
+    ledger = Ledger(str(tmp_path / "ledger"))
+    with pytest.raises(StoreUnavailable, match="can't be used"):
+        ledger.known([block.cid for block in blocks])
+    assert "made anew" in caplog.text
+    assert (ledger.marker(), ledger.totals()) == (None, (0, 0))
+    assert ledger.confirm(blocks[:3]) == 3
+    ledger.settle(until)  # from the ledger that is gone: it is not about what came since
+    assert set(ledger.fresh(10)) == {block.cid for block in blocks[:3]}
     ledger.close()
 
 
