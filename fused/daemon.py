@@ -17,34 +17,31 @@ import os
 import resource
 import signal
 import sys
-import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import trio
 
-from fused import __version__
 from fused.check.beside import IndexChecks
 from fused.cid import format_cid
 from fused.control import serve_control
-from fused.errors import IpfsfsError, MountError, StoreError
+from fused.errors import IpfsfsError, MountError
 from fused.fs import mounts
 from fused.fs.filesystem import FileSystem
 from fused.fs.session import MountOptions, serve, stop, unmount
+from fused.status import Status, describe, named
 from fused.store.opening import make_node_store, make_store
 from fused.sync.changes import ChangeLog
 from fused.sync.engine import Engine
 from fused.sync.visit import NESTED_MOUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from fused.config import Settings
     from fused.control import Handler, Json, Report
-    from fused.fs.requests import RequestStats
     from fused.index.index import SnapshotRow
-    from fused.store.base import NodeStatus, NodeStore, Store, StoreStats
+    from fused.store.base import NodeStore, Store
 
 log = logging.getLogger(__name__)
 
@@ -66,28 +63,8 @@ REPLY_SECONDS = 2
 """For the reply to `umount` to be sent before the process ends."""
 LINGER_SECONDS = 5
 """For programs that have files open when a signal ends us, before they get errors."""
-STORE_SECONDS = 5
-"""For the store, and a node behind it, to say how they are. `ipfsfs status` waits twice as long for us."""
 LAST_TRY_SECONDS = 15
 """For the last snapshot, if the store has not taken what was before: nobody who unmounts waits for a node for long."""
-SKIPPED_SHOWN = 1000
-
-
-def iso_time(time_ns: int) -> str:
-    """UTC, ISO 8601, to the millisecond."""
-    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def describe(row: SnapshotRow) -> Json:
-    """A snapshot as commands print it."""
-    return {
-        "snapshot": format_cid(row.cid),
-        "tree": format_cid(row.tree),
-        "time": iso_time(row.time_ns),
-        "files": row.files,
-        "bytes": row.bytes,
-        "changed": {"added": row.added, "modified": row.modified, "removed": row.removed},
-    }
 
 
 async def run_daemon(settings: Settings, root_fd: int, on_ready: Callable[[], None]) -> int:
@@ -163,6 +140,7 @@ class Daemon:
             changes=changes,
             engine=self._engine,
         )
+        self._status = Status(settings, root_fd, self._fs, changes, self._engine, store, node)
         self._take_last = True
         self._last_scope = trio.CancelScope()
         self._finished = trio.Event()
@@ -251,7 +229,7 @@ class Daemon:
 
     def _handlers(self) -> Mapping[str, Handler]:
         return {
-            "status": self._status,
+            "status": self._status.report,
             "sync": self._sync,
             "writers": self._writers,
             "log": self._log,
@@ -272,7 +250,7 @@ class Daemon:
         if isinstance(row, Exception):
             raise row
         left_out = [(path, why) for path, why in self._engine.notes.skipped() if why != NESTED_MOUNT]
-        return describe(row) | {"skipped": _named(left_out)}
+        return describe(row) | {"skipped": named(left_out)}
 
     async def _report_progress(self, report: Report) -> None:
         while True:
@@ -309,172 +287,8 @@ class Daemon:
         finally:
             self._answered.set()
 
-    async def _status(self, _args: Mapping[str, object], _report: Report) -> Json:
-        settings, engine = self._settings, self._engine
-        store = await self._store_status()
-        wrong = list(engine.problems.values())
-        if store["error"] and not any(str(store["error"]) in sentence for sentence in wrong):
-            wrong.append(str(store["error"]))
-        waiting = engine.waiting()
-        skipped = engine.notes.skipped()
-        if skipped:
-            wrong.append(f"{len(skipped)} files or directories are covered but can't be stored; see skipped")
-        files, size = self._counts(len(skipped))
-        progress = engine.progress
-        last = engine.last
-        vfs = os.statvfs(self._root_fd)
-        return {
-            "mountpoint": settings.mountpoint,
-            "pid": os.getpid(),
-            "version": __version__,
-            "state": "serving",
-            "options": {
-                "read_only": settings.read_only,
-                "allow_other": settings.allow_other,
-                "write_through": settings.write_through,
-                "on_crash": settings.on_crash,
-                "exclude": list(settings.exclude),
-                "quiet_seconds": settings.quiet_seconds,
-                "interval_seconds": settings.interval_seconds,
-                "keep_snapshots": settings.snapshots_kept,
-            },
-            "files": files,
-            "bytes": size,
-            "skipped": _named(skipped),
-            "waiting": None
-            if waiting is None
-            else {
-                "files": waiting.files,
-                "bytes": waiting.bytes,
-                "since": iso_time(int(waiting.since * 1e9)),
-                "seconds": max(0.0, time.time() - waiting.since),
-                "error": waiting.error,
-            },
-            "scan": {"running": progress.phase == "scanning", "seen": progress.done},
-            "activity": {"phase": progress.phase, "done": progress.done, "total": progress.total},
-            "snapshot": None
-            if last is None
-            else {**describe(last), "age_seconds": max(0.0, (time.time_ns() - last.time_ns) / 1e9)},
-            "store": store,
-            "local": {
-                "path": settings.mountpoint,
-                "total_bytes": vfs.f_blocks * vfs.f_frsize,
-                "free_bytes": vfs.f_bavail * vfs.f_frsize,
-            },
-            "requests": {kind: _latency(stats) for kind, stats in self._fs.counters().items()},
-            "inodes": self._fs.inode_count(),
-            "handles": self._fs.handle_count(),
-            "rss_bytes": _resident_bytes(),
-            "wrong": wrong,
-        }
-
-    def _counts(self, skipped: int) -> tuple[Json, Json]:
-        """Files and bytes by state. Bytes that are dirty are those of changed chunks, so at most a little too many."""
-        dirty = self._changes.dirty_counts()
-        if (unseen := self._engine.backlog()) is not None:
-            # Not looked at yet, as the store is away. Which of them are changes is not known: all count as new.
-            files, size = unseen
-            dirty = dirty._replace(
-                files=dirty.files + files,
-                bytes=dirty.bytes + size,
-                new=dirty.new + files,
-                new_bytes=dirty.new_bytes + size,
-            )
-        storing, storing_bytes = self._engine.storing()
-        excluded, excluded_bytes = self._engine.notes.excluded()
-        last = self._engine.last
-        known, known_bytes = (last.files, last.bytes) if last is not None else (0, 0)
-        progress = self._engine.progress
-        if progress.phase == "scanning":
-            known = max(known, progress.done)
-        stored = max(0, known - (dirty.files - dirty.new) - dirty.gone)
-        total = max(0, known + dirty.new - dirty.gone) + excluded + skipped
-        return (
-            {
-                "total": total,
-                "dirty": dirty.files,
-                "storing": storing,
-                "stored": stored,
-                "excluded": excluded,
-                "skipped": skipped,
-            },
-            {
-                "total": known_bytes + excluded_bytes + dirty.new_bytes,
-                "dirty": dirty.bytes,
-                "storing": storing_bytes,
-                "stored": max(0, known_bytes - (dirty.bytes - dirty.new_bytes)),
-                "excluded": excluded_bytes,
-                "skipped": 0,
-            },
-        )
-
-    async def _store_status(self) -> Json:
-        """How the store is, and the node behind it. Both are asked at once, and not for long."""
-        stats: StoreStats | None = None
-        status: NodeStatus | None = None
-        error = f"the store did not answer within {STORE_SECONDS} s"
-        node = self._node
-
-        async def ask_store() -> None:
-            nonlocal stats, error
-            try:
-                stats = await self._store.stats()
-            except (StoreError, OSError) as exc:
-                error = str(exc)
-
-        async def ask_node(node: NodeStore) -> None:
-            nonlocal status
-            status = await node.node()
-
-        with trio.move_on_after(STORE_SECONDS):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(ask_store)
-                if node is not None:
-                    nursery.start_soon(ask_node, node)
-        spec = self._settings.store_spec
-        counts: Json = {
-            "blocks": None if stats is None else stats.blocks,
-            "bytes": None if stats is None else stats.bytes_stored,
-            "disk_bytes": None if stats is None else stats.disk_bytes,
-        }
-        if node is None:
-            why = None if stats is not None else error
-            return {"kind": spec.kind, "path": spec.directory, "healthy": why is None, "error": why} | counts
-        known = status or self._engine.disclosure.seen
-        address = known.address if known is not None else spec.address or "its usual address"
-        why = status.error if status is not None else f"the node at {address} did not answer within {STORE_SECONDS} s"
-        return {
-            "kind": spec.kind,
-            "path": spec.directory,
-            "healthy": why is None,
-            "error": why,
-            "address": address,
-            "version": None if known is None else known.version,
-            "peer_id": None if known is None else known.peer_id,
-            "reach": (None if known is None else known.reach) or "unknown",
-        } | counts
-
 
 def _store_id(settings: Settings) -> str:
     """Tells whether the index is about this store."""
     kind = settings.store_spec.kind
     return f"{kind} {os.path.realpath(settings.store_dir)}" if kind == "embedded" else settings.store
-
-
-def _named(skipped: Sequence[tuple[bytes, str]]) -> list[Json]:
-    return [{"path": os.fsdecode(path), "why": why} for path, why in skipped[:SKIPPED_SHOWN]]
-
-
-def _latency(stats: RequestStats) -> Json:
-    return {
-        "count": stats.count,
-        "errors": stats.errors,
-        "p50_us": stats.p50_us,
-        "p99_us": stats.p99_us,
-        "max_us": stats.max_us,
-    }
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as stream:
-        return int(stream.read().split()[1]) * resource.getpagesize()

@@ -19,6 +19,7 @@ LAYERS = [
     {"local", "index", "dag", "store"},
     {"view", "sync"},
     {"fs", "check"},
+    {"status"},
     {"daemon"},
     {"serve"},
     {"supervise"},
