@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from fused.errors import UsageError
 from fused.store.base import OpenedInContext
 from fused.store.kit.node import KitNode
 from fused.store.kit.package import find_package
@@ -41,7 +42,17 @@ class KitStore(OpenedInContext):
     """
 
     def __init__(self, spec: StoreSpec) -> None:
-        """Raises UsageError if ipfs_kit_py or its `ipfs` program is missing, or is a version that can do nothing."""
+        """Raises UsageError if ipfs_kit_py or its `ipfs` program is missing, or is a version that can do nothing.
+
+        Also for what only an API behind a secret or TLS needs: `ipfs` finds the API in the repository, and would have
+        to be given the secret on its command line, where everybody can read it.
+        """
+        for name, file in (("auth-file", spec.auth_file), ("ca-file", spec.ca_file)):
+            if file is not None:
+                raise UsageError(
+                    f"--store ipfs-kit can't use --{name} ({file}): ipfs_kit_py runs the program ipfs on an IPFS_PATH;"
+                    " leave it out, or use --store kubo"
+                )
         path = spec.address or os.environ.get("IPFS_PATH") or "~/.ipfs"
         path = os.path.abspath(os.path.expanduser(path))
         self._node = KitNode(find_package(), path, spec.directory, spec.read_seconds, spec.cache_bytes)
