@@ -15,6 +15,7 @@ import logging
 import math
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -204,7 +205,7 @@ class Engine:
                 async with self._lock:
                     try:
                         await self._ready()
-                    except StoreError as exc:
+                    except (StoreError, IndexDamaged) as exc:
                         log.debug("the list of snapshots may not be whole: %s", exc)
         if self._index is None:
             return []
@@ -344,7 +345,8 @@ class Engine:
                 disclosure=self.disclosure,
             )
             self._index, self._taker = index, taker
-            await self._find_last()
+            with suppress(IndexDamaged):  # whoever wants more of it finds that out, too, and knows what to do
+                await self._find_last()
         return self._index, self._taker
 
     async def _find_last(self) -> None:

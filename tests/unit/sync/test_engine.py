@@ -340,6 +340,24 @@ async def test_snapshots_are_listed_though_the_index_is_damaged(covered: Covered
     assert (await covered.engine.sync()).tree == first.tree
 
 
+async def test_snapshots_are_listed_before_the_first_scan_though_the_index_is_damaged(covered: Covered) -> None:
+    fill(covered)
+    first = await covered.engine.sync()
+    damage_in_use(covered)
+    await covered.restart()
+    assert [row.cid for row in await covered.engine.snapshots()] == [first.cid]
+    assert (await covered.engine.sync()).tree == first.tree
+
+
+async def test_an_index_that_is_damaged_at_the_start_can_be_looked_at(covered: Covered) -> None:
+    fill(covered)
+    first = await covered.engine.sync()
+    damage_in_use(covered)
+    await covered.restart()
+    assert await covered.engine.between_snapshots(lambda index: "looked at", rescan=False) == "looked at"
+    assert (await covered.engine.sync()).tree == first.tree
+
+
 async def test_an_index_found_damaged_in_a_quiet_moment_is_made_anew(covered: Covered) -> None:
     fill(covered)
     first = await covered.engine.sync()
