@@ -238,6 +238,7 @@ class KitNode:
                 ledger.clear()
                 self._recent.clear()
                 raise
+            self._recent.clear()  # read back now, and pinned
 
     def unpin(self, owner: str, cid: CID, check: Callable[[], None]) -> None:
         """See PinStore."""
