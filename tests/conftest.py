@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.kubo import kubo_binary
 from tests.support.kubo_node import KuboNode
-from tests.support.mountproc import GATES, MountProcess, mounts_under
+from tests.support.mountproc import GATES, TIME_LIMIT, MountProcess, mounts_under
 
 settings.register_profile(
     "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -89,8 +89,9 @@ def new_mount(tmp_path: Path, store_node: KuboNode | None) -> Iterator[Callable[
     _need_fuse()
     made: list[MountProcess] = []
 
-    def make(name: str = "fs", **options: object) -> MountProcess:
-        made.append(MountProcess(tmp_path / name, **options))  # type: ignore[arg-type]
+    def make(name: str = "fs", *, time_limit: float = TIME_LIMIT, **options: object) -> MountProcess:
+        limit = time_limit * (4 if STORE == "ipfs-kit" else 1)  # each of its commands is a process, and takes seconds
+        made.append(MountProcess(tmp_path / name, time_limit=limit, **options))  # type: ignore[arg-type]
         if store_node is not None:
             made[-1].store_kind = f"kubo={store_node.url}" if STORE == "kubo" else f"{STORE}={store_node.path}"
             made[-1].environ["PATH"] = f"{kubo_binary().parent}:{made[-1].environ['PATH']}"

@@ -166,6 +166,8 @@ def play(mount: MountProcess, number: int, rng: random.Random, flags: list[str])
     mount.start("--quiet-seconds", "0.1", "--interval-seconds", "0.5", *flags)
     this = Round(mount, number, rng.randrange(1 << 30))
     delay = rng.choice([0.05, 0.3, 0.8, 1.2]) * (0.3 + rng.random())
+    if (mount.store_kind or "").startswith("ipfs-kit"):
+        delay *= 8  # a snapshot takes about so much longer there, and some have to come to their end
     workload = subprocess.Popen(
         [sys.executable, "-c", WORKLOAD, str(mount.path / this.directory), str(this.seed)],
         stdout=subprocess.PIPE,

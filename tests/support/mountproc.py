@@ -22,6 +22,9 @@ from typing import Any
 
 from tests.support.poll import wait_until
 
+TIME_LIMIT = 280.0
+"""Seconds that a test may take with one mount."""
+
 TOKEN = "IPFSFS_TEST_TOKEN"
 GATES = ("CI", "IPFS_KIT_DISABLE", "STORAGE_FORCE_LOCAL")
 REPO = Path(__file__).resolve().parents[2]
@@ -80,7 +83,7 @@ class MountProcess:
     `state` and `store` are the daemon's directories. `close` ends everything, whatever has happened.
     """
 
-    def __init__(self, base: Path, *, path: Path | None = None, time_limit: float = 280.0) -> None:
+    def __init__(self, base: Path, *, path: Path | None = None, time_limit: float = TIME_LIMIT) -> None:
         base.mkdir(parents=True, exist_ok=True)
         self.base = base
         self.path = path or base / "mnt"
