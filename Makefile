@@ -67,8 +67,9 @@ lint: install-test
 types: install-test
 	@$(BIN)/mypy --no-error-summary
 
+# Side by side, which these can be: each has its own directory, ports that the kernel chose, and no mount elsewhere.
 check: lint types
-	@$(PYTEST) -m 'not slow' tests/unit tests/test_layering.py
+	@$(PYTEST) -m 'not slow' -n "$$(nproc)" tests/unit tests/test_layering.py
 
 test: lint types
 	@$(PYTEST)

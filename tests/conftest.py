@@ -144,6 +144,6 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
                 command = Path(f"/proc/{entry}/cmdline").read_bytes()
             except OSError:
                 continue
-            if b"fused" in command and os.fsencode(base) in command:
+            if b"fused" in command and os.fsencode(base) + b"/" in command:
                 left.append(f"{entry} {command.replace(bytes(1), b' ').decode(errors='replace')}")
     assert not left, f"left running: {left}"

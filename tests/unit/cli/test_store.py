@@ -78,6 +78,7 @@ def silent() -> Iterator[str]:
             connection.close()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_down_or_silent_is_told_in_time(silent: str, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

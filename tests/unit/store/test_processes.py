@@ -49,6 +49,7 @@ def kill(worker: subprocess.Popen[str]) -> list[int]:
     return [int(line) for line in worker.communicate()[0].split("\n")[:-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [700, 70_000])
 def test_everything_acknowledged_to_four_processes_is_there_though_they_were_killed(
     start: Start, tmp_path: Path, size: int

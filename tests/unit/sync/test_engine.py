@@ -305,6 +305,7 @@ async def test_new_directory_with_the_inode_number_of_a_removed_one_is_not_taken
     assert await covered.tree(row) == {b"d": None}
 
 
+@pytest.mark.slow
 async def test_name_that_collides_with_another_in_a_hamt_is_skipped_and_named(covered: Covered) -> None:
     directory = covered.root / "large"
     directory.mkdir()

@@ -167,6 +167,7 @@ async def test_a_save_that_comes_after_the_generation_ended_leaves_nothing_open(
     assert os.listdir("/proc/self/fd") == before
 
 
+@pytest.mark.slow
 async def test_no_instant_falls_into_a_change_that_a_thread_makes(changes: ChangeLog, file: File) -> None:
     """Each write fills the file with one byte in two steps; no capture may see the first step only."""
     size = 3 * CHUNK

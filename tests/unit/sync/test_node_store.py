@@ -199,6 +199,7 @@ async def test_a_node_that_starts_again_empty_gets_everything_though_nothing_cha
     covered, node = at_node
     for name in ("LOOK_SECONDS", "SETTLE_SECONDS"):
         monkeypatch.setattr(engine_module, name, 0.01)
+    await restart(covered, node, quiet_seconds=0.05)
     await covered.engine.sync()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(covered.engine.run)
