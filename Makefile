@@ -45,6 +45,7 @@ install: $(VENV)/installed
 
 install-test: $(VENV)/installed-test
 	@scripts/system-packages test
+	@scripts/system-packages bench
 
 # --- using ------------------------------------------------------------------------------------------------------
 
@@ -128,6 +129,7 @@ fuzz: $(VENV)/installed-fuzz
 
 # BENCH names rows of bench/stall.py, or flags, as `--at DIRECTORY` on the disk to be measured.
 bench: install-test
+	@PYTHONPATH=. $(BIN)/python -m bench.fs --at /var/tmp --tmpfs --json bench-fs.json
 	@$(BIN)/python bench/stall.py --json bench-stall.json $(BENCH)
 	@PYTHONPATH=. $(BIN)/python bench/store.py put
 	@PYTHONPATH=. $(BIN)/python bench/store.py get

