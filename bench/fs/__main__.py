@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.fs import places, report, requests
+from bench.fs import data, places, programs, report, requests
 from bench.fs.columns import COLUMNS
 from bench.fs.measure import Cell, Measuring
 from bench.fs.rows import GIB, MIB, CantError, Sizes
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from bench.fs.columns import Column
     from bench.fs.rows import Row
 
-ROWS: dict[str, Row] = {row.name: row for row in (*requests.ROWS,)}
+ROWS: dict[str, Row] = {row.name: row for row in (*requests.ROWS, *data.ROWS, *programs.ROWS)}
 GROUPS = tuple(dict.fromkeys(row.group for row in ROWS.values()))
 SIZES = {
     "smoke": Sizes(
@@ -60,8 +62,7 @@ def main() -> int:
     """See the module."""
     args = _arguments()
     places.end_in_order()
-    sizes = SIZES[args.size]
-    turns = args.turns or sizes.turns
+    turns = args.turns or SIZES[args.size].turns
     found: dict[str, Any] = {
         "version": 1,
         "size": args.size,
@@ -74,8 +75,15 @@ def main() -> int:
     wanted += [("tmpfs", places.in_memory)] if args.tmpfs else []
     for name, make in wanted:
         with make(args.at or Path("/var/tmp")) as base:
-            found["places"][name] = place = {"file_system": places.file_system(base), "rows": {}}
+            sizes = replace(SIZES[args.size], inputs=base / "inputs", big=_fitting(SIZES[args.size].big, base))
+            found["places"][name] = place = {
+                "file_system": places.file_system(base),
+                "big_bytes": sizes.big,
+                "rows": {},
+            }
             print(f"On {name} ({place['file_system']}), size {args.size}, {turns} turns\n", flush=True)
+            if (load := os.getloadavg()[0]) > 0.5:
+                print(f"This machine is not idle (load average {load:.1f}): figures of other runs can't be compared\n")
             try:
                 _measure(name, base, args.rows, args.columns, sizes, turns, found)
             finally:
@@ -111,6 +119,15 @@ def _measure(
             found["places"][place]["rows"][row.name] = report.as_json(row, place, cells)
         progress.tell("unmounting")
     progress.tell("")
+
+
+def _fitting(big: int, base: Path) -> int:
+    """How large the large files may be where 24 of them have to fit: each column keeps two, and some have copies."""
+    status = os.statvfs(base)
+    free = status.f_bavail * status.f_frsize
+    if places.file_system(base) == "tmpfs":
+        free = min(free, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return max(min(big, free // 24 // MIB * MIB), MIB)
 
 
 def _own_failures(found: dict[str, Any]) -> bool:

@@ -48,6 +48,9 @@ def in_child(function: Callable[..., Any], *args: object, limit: float) -> Any:
     ours, theirs = fork.Pipe(duplex=False)
     child = fork.Process(target=_answer, args=(theirs, function, args))
     child.start()
+    assert child.pid is not None
+    with suppress(OSError):
+        os.setpgid(child.pid, child.pid)  # so that it can be ended together with the programs that it has started
     theirs.close()
     try:
         if not ours.poll(limit):
@@ -60,7 +63,9 @@ def in_child(function: Callable[..., Any], *args: object, limit: float) -> Any:
         if child.is_alive():
             child.join(0.5)
         if child.is_alive():
-            child.kill()  # what waits for an answer of a daemon ends when that has come, or its mount is gone
+            os.killpg(
+                child.pid, signal.SIGKILL
+            )  # what waits for an answer of a daemon ends when that has come, or its mount is gone
             child.join(5)
         ours.close()
     if not done:
@@ -69,6 +74,8 @@ def in_child(function: Callable[..., Any], *args: object, limit: float) -> Any:
 
 
 def _answer(pipe: Connection, function: Callable[..., Any], args: tuple[object, ...]) -> None:
+    with suppress(OSError):
+        os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -118,6 +125,13 @@ class Measuring:
     def row(self, row: Row) -> dict[str, Cell]:
         """Measure one row in all columns."""
         cells = {column.name: Cell() for column in self._columns}
+        if row.inputs is not None and not self._sizes.inputs.exists():
+            self._tell("making what the programs are given")
+            try:
+                in_child(row.inputs, self._sizes, limit=row.limit)
+            except CantError as error:
+                shutil.rmtree(self._sizes.inputs, ignore_errors=True)
+                return {column.name: Cell(cant=str(error)) for column in self._columns}
         for turn in range(self._turns):
             for column in self._rng.sample(self._columns, len(self._columns)):
                 cell = cells[column.name]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.fs.rows import Row
 
 Json = dict[str, Any]
-_WIDE = 15
+_WIDE = 17
 
 
 def as_json(row: Row, place: str, cells: Mapping[str, Cell]) -> Json:
@@ -119,7 +119,7 @@ def _ratios(rows: Mapping[str, Json], names: Sequence[str]) -> str:
         shown = f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:,.0f}"
         if least is None:
             return f"{shown}     "
-        return f"{shown} met " if ratio >= least else f"{shown} <{least:.3g}".ljust(0)
+        return f"{shown} met " if ratio >= least else f"{shown} <{least:.3g}"
 
     body = [(name, [cell(row, column) for column in others]) for name, row in rows.items() if row["ratios"]]
     if not body:

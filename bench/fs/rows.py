@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -58,6 +58,8 @@ class Sizes:
     """Files that the engine stores at once."""
     known: int
     """Files of which nothing has changed."""
+    inputs: Path = Path()
+    """Where what programs are given is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class Row:
     unit: str = "op"
     limit: float = 300.0
     """Seconds after which a measurement is given up."""
+    inputs: Callable[[Sizes], None] | None = None
+    """Makes in `sizes.inputs`, once, what the row needs beside its directory."""
     plant: Callable[[Sizes], int] | None = None
     """In place of `prepare`: so many empty files, made in the quickest way that the column has."""
 
