@@ -46,6 +46,8 @@ BARS = (
     Bar("rclone", 5, groups=("requests",)),
     Bar("rclone", 3, SEQUENTIAL),
     Bar("native", 1 / 1.5, groups=("programs",)),
+    Bar("ipfs add", 1, ("sync-small", "sync-big")),
+    Bar("limit", 1, groups=("engine",)),
 )
 INSTEAD = (
     # No daemon is asked there, so nobody can be ahead.

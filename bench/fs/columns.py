@@ -16,12 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.fs import passthrough
 from bench.fs.rows import CantError
 from fused.control import call
 from fused.errors import IpfsfsError
-from tests.support.kubo import VERSION as KUBO_VERSION
-from tests.support.kubo_node import KuboNode
 from tests.support.mountproc import GATES, REPO, mounts_under
 
 if TYPE_CHECKING:
@@ -31,16 +28,16 @@ CODE = "IPFSFS_BENCH_CODE"
 """Names another checkout whose daemon is to be measured, to compare the two (as in bench/stall.py)."""
 _START_S = 30.0
 _END_S = 20.0
-_SETTLE_S = 120.0
+SETTLE_S = 120.0
 
 
-def wait(until: Callable[[], bool], what: str, seconds: float) -> None:
+def wait(until: Callable[[], bool], what: str, seconds: float, pause: float = 0.02) -> None:
     """Raises CantError if that does not happen in time."""
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:
             raise CantError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def plant_files(directory: Path, count: int) -> None:
@@ -110,18 +107,20 @@ class Column:
         """Unmount and end everything, whatever has happened. Never raises for a daemon that is gone."""
         for point, kind in reversed(mounts_under(self.base)):
             if "fuse" in kind:
-                _unmount(point)
+                detach(point)
         if self._process is not None:
             _end(self._process)
             self._process = None
         for point, kind in reversed(mounts_under(self.base)):
             if "fuse" in kind:
-                _unmount(point, "-z")
+                detach(point, "-z")
 
     # --- for those that are mounted -----------------------------------------------------------------------------------
 
-    def _mount(self, command: list[str | Path], environ: dict[str, str] | None = None) -> None:
-        """Start a daemon and wait until it serves."""
+    def _mount(self, command: list[str | Path], environ: dict[str, str] | None = None) -> float:
+        """Start a daemon and wait until it serves. How long it took until the first request was."""
+        beneath = os.stat(self.path).st_dev
+        begun = time.perf_counter()
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
                 # The first word ends it with us. A process group of its own, so that Ctrl-C is ours alone; not a
@@ -139,16 +138,16 @@ class Column:
         def mounted() -> bool:
             if process.poll() is not None:
                 raise CantError(f"{command[0]} ended with {process.returncode}: {self.said()}")
-            return any(point == str(self.path) for point, _ in mounts_under(self.path))
+            return os.stat(self.path).st_dev != beneath  # a request, as soon as it is mounted
 
-        wait(mounted, "it serves", _START_S)
-        os.listdir(self.path)
+        wait(mounted, "it serves", _START_S, 0.0005)
+        return time.perf_counter() - begun
 
 
-def _unmount(point: str, *flags: str) -> None:
+def detach(point: str, *flags: str) -> None:
     done = subprocess.run(["fusermount3", "-u", *flags, "--", point], capture_output=True, check=False)
     if done.returncode != 0 and not flags:
-        _unmount(point, "-z")
+        detach(point, "-z")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -177,7 +176,7 @@ def tool(name: str, package: str) -> str:
     return found
 
 
-def _first_line(*command: str) -> str:
+def first_line(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (done.stdout or done.stderr).strip().partition("\n")[0]
 
@@ -189,21 +188,36 @@ class Ipfsfs(Column):
     about = "ipfsfs mount, the write-back cache on, which is the default"
     flags: ClassVar[tuple[str, ...]] = ()
 
-    def start(self) -> None:
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        self._fd = fd
-        self.beneath = Path(f"/proc/{os.getpid()}/fd/{fd}")
-        self.state = self.base / "state"
-        home = self.base / "home"
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self.beneath: Path = Path(f"/proc/{os.getpid()}/fd/{self._fd}")
+        self.state = base / "state"
+        self.store = base / "store"
+        home = base / "home"
         home.mkdir()
         environ = {k: v for k, v in os.environ.items() if k not in GATES and not k.startswith(("IPFSFS_", "XDG_"))}
         self.environ = environ | {"HOME": str(home), "PYTHONPATH": os.environ.get(CODE, str(REPO))}
-        waits = ["--quiet-seconds", "36000", "--interval-seconds", "36000"]
-        places = ["--state-dir", str(self.state), "--store", "embedded", "--store-dir", str(self.base / "store")]
-        serve = ["mount", "--foreground", "--require", "--force", *waits, *places, *self.flags]
-        self._mount([sys.executable, "-m", "fused", *serve, str(self.path)], self.environ)
-        wait(self._answers, "it answers", _START_S)
+
+    def start(self) -> None:
+        self.serve()
         self.settle()
+
+    def serve(self) -> float:
+        """Mount; how many seconds after the command the first request was served."""
+        waits = ["--quiet-seconds", "36000", "--interval-seconds", "36000"]
+        places = ["--state-dir", str(self.state), "--store", "embedded", "--store-dir", str(self.store)]
+        command = ["mount", "--foreground", "--require", "--force", *waits, *places, *self.flags]
+        seconds = self._mount([sys.executable, "-m", "fused", *command, str(self.path)], self.environ)
+        wait(self._answers, "it answers", _START_S)
+        return seconds
+
+    def unmount(self) -> None:
+        """In order, as `ipfsfs umount` does."""
+        self.ipfsfs("umount", str(self.path))
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
 
     def _answers(self) -> bool:
         try:
@@ -213,11 +227,11 @@ class Ipfsfs(Column):
 
     def status(self) -> dict[str, Any]:
         """What `ipfsfs status --json` says."""
-        return call(str(self.state), "status", timeout=_SETTLE_S)
+        return call(str(self.state), "status", timeout=SETTLE_S)
 
     def settle(self) -> None:
         self.ipfsfs("sync", str(self.path))
-        wait(lambda: self.status()["activity"]["phase"] == "idle", "it is idle", _SETTLE_S)
+        wait(lambda: self.status()["activity"]["phase"] == "idle", "it is idle", SETTLE_S)
         self.rest()
 
     def rest(self) -> None:
@@ -246,8 +260,7 @@ class Ipfsfs(Column):
 
     def close(self) -> None:
         super().close()
-        with suppress(AttributeError, OSError):
-            os.close(self._fd)
+        os.close(self._fd)
 
 
 class WriteThrough(Ipfsfs):
@@ -256,146 +269,3 @@ class WriteThrough(Ipfsfs):
     name = "write-through"
     about = "ipfsfs mount --write-through"
     flags = ("--write-through",)
-
-
-class Over(Column):
-    """A mount that shows another directory."""
-
-    def __init__(self, base: Path) -> None:
-        super().__init__(base)
-        self.beneath = self.source = base / "source"
-        self.source.mkdir()
-
-
-class Bindfs(Over):
-    """Libfuse's high-level interface in C."""
-
-    name = "bindfs"
-    about = "bindfs, as it comes"
-
-    def start(self) -> None:
-        self._mount([tool("bindfs", "bindfs"), "-f", self.source, self.path])
-
-    def version(self) -> str:
-        return _first_line(tool("bindfs", "bindfs"), "--version")
-
-
-class PassthroughLL(Over):
-    """What can be had in C."""
-
-    name = "passthrough_ll"
-    about = "libfuse's example in C, -o writeback,cache=always,timeout=3600"
-
-    def start(self) -> None:
-        options = f"source={self.source},writeback,cache=always,timeout=3600"
-        self._mount([passthrough.program(), "-f", "-o", options, self.path])
-
-    def version(self) -> str:
-        return f"libfuse {passthrough.libfuse_version()}"
-
-
-class Mergerfs(Over):
-    """With everything on that lets the kernel answer."""
-
-    name = "mergerfs"
-    about = "mergerfs over one branch, all its caches on"
-    options = (
-        "cache.files=full,cache.writeback=true,cache.readdir=true,cache.symlinks=true,cache.attr=3600,cache.entry=3600,"
-        "cache.negative_entry=3600,cache.open=3600,cache.statfs=3600,security_capability=false,category.create=ff"
-    )
-
-    def start(self) -> None:
-        self._mount([tool("mergerfs", "mergerfs"), "-f", "-o", self.options, self.source, self.path])
-
-    def version(self) -> str:
-        return _first_line(tool("mergerfs", "mergerfs"), "--version")
-
-
-class Rclone(Over):
-    """Over a local directory, so no network is measured."""
-
-    name = "rclone"
-    about = "rclone mount of a local directory, --vfs-cache-mode full"
-
-    def start(self) -> None:
-        self._cache = self.base / "cache"
-        flags = ["--vfs-cache-mode", "full", f"--cache-dir={self._cache}", f"--config={self.base / 'rclone.conf'}"]
-        self._mount([tool("rclone", "rclone"), "mount", self.source, self.path, *flags])
-
-    def settle(self) -> None:
-        """It uploads what was closed five seconds before."""
-        wait(lambda: not any(_is_dirty(file) for file in self._cache.glob("vfsMeta/**/*")), "uploaded", _SETTLE_S)
-
-    def warm(self, name: str) -> None:
-        super().warm(name)
-        read_all(self._cache)
-
-    def plant(self, name: str, count: int) -> None:
-        """And let it forget what it knows of the directory, or it would not look for minutes."""
-        super().plant(name, count)
-        for pid in self.pids():
-            os.kill(pid, signal.SIGHUP)
-
-    def version(self) -> str:
-        return _first_line(tool("rclone", "rclone"), "version")
-
-
-def _is_dirty(file: Path) -> bool:
-    try:
-        return file.is_file() and b'"Dirty": true' in file.read_bytes()
-    except OSError:
-        return False  # gone meanwhile
-
-
-class Kubo(Column):
-    """A node on loopback, without peers."""
-
-    name = "kubo"
-    about = f"Kubo {KUBO_VERSION}, ipfs mount: its MFS"
-
-    def start(self) -> None:
-        self.beneath = None
-        self._node = KuboNode(self.base / "node")
-        try:
-            self._node.start()
-            other = [self.base / name for name in ("ipfs", "ipns")]
-            for directory in other:
-                directory.mkdir()
-            self._node.run("mount", "-f", other[0], "-n", other[1], "-m", self.path)
-        except AssertionError as error:
-            raise CantError(f"the node: {error}") from error
-
-    def settle(self) -> None:
-        self._node.run("files", "flush", "/")
-
-    def warm(self, name: str) -> None:
-        read_all(self.base / "node")
-
-    def plant(self, name: str, count: int) -> None:
-        """Added as a tree and linked into MFS: through the mount it would take many minutes."""
-        tree = self.base / "planted"
-        plant_files(tree, count)
-        cid = self._node.run("add", "-r", "-Q", "--pin=false", tree).decode().strip()
-        self._node.run("files", "cp", f"/ipfs/{cid}", f"/{name}")
-        shutil.rmtree(tree)
-
-    def pids(self) -> list[int]:
-        return [self._node.pid]
-
-    def version(self) -> str:
-        return f"Kubo {KUBO_VERSION}"
-
-    def alive(self) -> bool:
-        return os.path.exists(f"/proc/{self._node.pid}/exe")
-
-    def close(self) -> None:
-        if hasattr(self, "_node"):
-            for name in ("mnt", "ipns", "ipfs"):
-                _unmount(str(self.base / name), "-z")
-            self._node.stop()
-        super().close()
-
-
-COLUMNS: dict[str, type[Column]] = {
-    column.name: column for column in (Column, Ipfsfs, WriteThrough, Bindfs, PassthroughLL, Mergerfs, Rclone, Kubo)
-}

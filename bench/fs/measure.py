@@ -151,6 +151,7 @@ class Measuring:
                 cell.cant = self._dead[column.name] = f"its daemon ended in {row.name}: {column.said() or error}"
 
     def _measure(self, row: Row, column: Column, turn: int, cell: Cell) -> None:
+        assert row.run is not None
         name = self._prepare(row, column, turn)
         root = column.path / name
         try:
@@ -195,6 +196,7 @@ class Measuring:
         if row.state is State.FIRST:
             in_child(column.warm, name, limit=row.limit)
         elif row.state is State.AGAIN:
+            assert row.run is not None
             in_child(row.run, column.path / name, self._sizes, limit=row.limit)
 
     def _remove(self, column: Column, name: str, limit: float) -> None:

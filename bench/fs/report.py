@@ -14,6 +14,7 @@ import platform
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from bench.fs import engine
 from bench.fs.bars import OURS, judge
 from bench.fs.rows import MIB
 
@@ -68,6 +69,8 @@ def machine() -> Json:
 
 def figure(seconds: float, unit: str) -> str:
     """The time of one operation, or the speed if it is a mebibyte."""
+    if unit == "bytes":
+        return f"{seconds / MIB:,.1f} MiB"
     if unit == "MiB":
         return f"{1 / seconds:,.0f} MiB/s" if seconds else "-"
     for factor, name in ((1, "s"), (1e3, "ms"), (1e6, "us")):
@@ -84,11 +87,16 @@ def spread(seconds: Sequence[float]) -> int:
 
 def tables(place: Json, columns: Iterable[str]) -> str:
     """Times, ratios and requests of one place."""
-    names = list(columns)
-    rows: dict[str, Json] = place["rows"]
-    return "\n\n".join(
-        part for part in (_times(rows, names), _ratios(rows, names), _requests(rows), _cant(rows)) if part
-    )
+    every: dict[str, Json] = place["rows"]
+    behind = {name: row for name, row in every.items() if row["group"] == engine.GROUP}
+    parts = []
+    for rows, names in (
+        ({name: row for name, row in every.items() if name not in behind}, list(columns)),
+        (behind, list(engine.COLUMNS)),
+    ):
+        if rows:
+            parts += [_times(rows, names), _ratios(rows, names), _requests(rows), _cant(rows)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _lines(head: str, names: Sequence[str], body: Iterable[tuple[str, list[str]]]) -> str:
@@ -101,7 +109,7 @@ def _times(rows: Mapping[str, Json], names: Sequence[str]) -> str:
     def cell(row: Json, name: str) -> str:
         found = row["cells"].get(name, {"cant": ""})
         if "cant" in found:
-            return "can't"
+            return "" if name == engine.LIMIT else "can't"
         return f"{figure(found['median'], row['unit'])} {'±' + str(spread(found['seconds'])):>3}"
 
     body = ((name, [cell(row, column) for column in names]) for name, row in rows.items())
@@ -114,7 +122,7 @@ def _ratios(rows: Mapping[str, Json], names: Sequence[str]) -> str:
     def cell(row: Json, name: str) -> str:
         found = row["ratios"].get(name)
         if found is None:
-            return "can't" if "cant" in row["cells"].get(name, {}) else ""
+            return "can't" if name != engine.LIMIT and "cant" in row["cells"].get(name, {}) else ""
         ratio, least = found["ratio"], found["least"]
         shown = f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:,.0f}"
         if least is None:
@@ -149,12 +157,7 @@ def _cant(rows: Mapping[str, Json]) -> str:
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, row in rows.items():
         for column, found in row["cells"].items():
-            if "cant" in found:
+            if "cant" in found and column != engine.LIMIT:
                 reasons.setdefault((column, found["cant"]), []).append(name)
     lines = [f"{column} can't: {why} [{', '.join(names)}]" for (column, why), names in reasons.items()]
     return "\n".join(lines)
-
-
-def mebibytes(size: int) -> float:
-    """How many."""
-    return size / MIB

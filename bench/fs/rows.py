@@ -75,12 +75,14 @@ class Row:
     """One line of the table. `prepare` and `run` work in a process of their own and get a directory of the column's.
 
     With `keeps`, what `prepare` made stays and serves every turn, and other rows with the same `prepare`: `run` must
-    leave it as it found it. `unit` is what one operation is: "op", "MiB", or "run" for a whole program.
+    leave it as it found it. `unit` is what one operation is: "op", "MiB", or "run" for a whole program; "bytes" is for
+    what is no time.
     """
 
     name: str
     group: str
-    run: Callable[[Path, Sizes], Timed]
+    run: Callable[[Path, Sizes], Timed] | None = None
+    """None: not measured in a column's directory, see engine.py."""
     prepare: Callable[[Path, Sizes], None] | None = None
     keeps: bool = False
     state: State = State.AS_IS
