@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install install-test mount lint types check test clean
-.PHONY: test-unit test-kernel test-posix test-model test-stress test-kubo test-stores test-faults soak bench bench-scale fuzz
+.PHONY: test-unit test-kernel test-posix test-model test-stress test-kubo test-stores test-faults soak bench bench-fs bench-scale fuzz
 
 help:
 	@echo 'make mount DIR=/some/directory   install into .venv, mount over DIR'
@@ -20,7 +20,8 @@ help:
 	@echo 'make test-stores [STORES="kubo …"]   workloads and crashes again, with a node as the store'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
-	@echo 'make bench [BENCH="ROW …"]       do handlers stall each other, how fast are the store and a node: 40 minutes, 35 GB of disk'
+	@echo 'make bench-fs [BENCH_FS="FLAG … ROW …"]   beside the local file system and other mounts: hours; --help tells of flags'
+	@echo 'make bench [BENCH="ROW …"]       that, do handlers stall each other, how fast are the store and a node: 35 GB of disk'
 	@echo 'make bench-scale                 a million files: time, memory'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
@@ -127,9 +128,13 @@ $(VENV)/installed-fuzz: $(VENV)/installed-test
 fuzz: $(VENV)/installed-fuzz
 	@for target in $(FUZZ_TARGETS); do $(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) || exit 1; done
 
+# Beside the directory itself and other mounts. BENCH_FS names rows and flags, as `--size medium requests`.
+BENCH_FS ?= --at /var/tmp --tmpfs
+bench-fs: install-test
+	@PYTHONPATH=. $(BIN)/python -m bench.fs --json bench-fs.json $(BENCH_FS)
+
 # BENCH names rows of bench/stall.py, or flags, as `--at DIRECTORY` on the disk to be measured.
-bench: install-test
-	@PYTHONPATH=. $(BIN)/python -m bench.fs --at /var/tmp --tmpfs --json bench-fs.json
+bench: bench-fs
 	@$(BIN)/python bench/stall.py --json bench-stall.json $(BENCH)
 	@PYTHONPATH=. $(BIN)/python bench/store.py put
 	@PYTHONPATH=. $(BIN)/python bench/store.py get

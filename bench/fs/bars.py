@@ -27,7 +27,7 @@ class Bar:
     place: str | None = None
 
 
-KERNEL_ALONE = ("stat-again", "missing-again", "mmap-again", "read-random-again")
+KERNEL_ALONE = ("stat-again", "missing-again", "mmap-again")
 SEQUENTIAL = ("write", "write-fsync", "read-cold", "read-again")
 ALL = ("requests", "data", "programs")
 

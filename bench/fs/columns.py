@@ -261,6 +261,9 @@ class Ipfsfs(Column):
     def close(self) -> None:
         super().close()
         os.close(self._fd)
+        said = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+        for line in [line for line in said if line.startswith(("WARNING", "ERROR", "Traceback"))][:20]:
+            print(f"{self.name}: {line}", file=sys.stderr)
 
 
 class WriteThrough(Ipfsfs):

@@ -61,6 +61,19 @@ def file_system(directory: Path) -> str:
     return "ext4" if kind == "ext2/ext3" else kind
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def hold_signals() -> None:
+    """From here on nothing interrupts us, until `let_signals`: what is mounted is being unmounted."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def let_signals() -> None:
+    """See `hold_signals`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
 def end_in_order() -> None:
     """Let a request to end unmount everything, as Ctrl-C does."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.fs import engine
 from bench.fs.bars import OURS, judge
-from bench.fs.rows import MIB
+from bench.fs.figures import figure, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -65,24 +65,6 @@ def machine() -> Json:
 
 
 # --- text -------------------------------------------------------------------------------------------------------
-
-
-def figure(seconds: float, unit: str) -> str:
-    """The time of one operation, or the speed if it is a mebibyte."""
-    if unit == "bytes":
-        return f"{seconds / MIB:,.1f} MiB"
-    if unit == "MiB":
-        return f"{1 / seconds:,.0f} MiB/s" if seconds else "-"
-    for factor, name in ((1, "s"), (1e3, "ms"), (1e6, "us")):
-        if seconds * factor >= 1 or name == "us":
-            value = seconds * factor
-            return f"{value:,.0f} {name}" if value >= 100 else f"{value:.3g} {name}"
-    raise AssertionError
-
-
-def spread(seconds: Sequence[float]) -> int:
-    """Half the distance from the lowest to the highest, in percent of the median."""
-    return round((max(seconds) - min(seconds)) / 2 / statistics.median(seconds) * 100)
 
 
 def tables(place: Json, columns: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support.kubo import CACHE, kubo_binary
 from tests.support.mountproc import REPO, mounts_under
+from tests.support.poll import wait_until
 
 ROOT_ONLY = ("-first", "-cold")
 
@@ -85,6 +87,34 @@ def test_every_column_is_measured(tmp_path: Path, need: Callable[..., None], mon
     for place in ("disk", "tmpfs"):
         assert set(found["places"][place]["rows"]) == set(rows)
         check(found["places"][place], columns)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_everything_ends_when_it_is_interrupted(tmp_path: Path, need: Callable[..., None], number: int) -> None:
+    need("bindfs", "setpriv")
+    columns = "native,ipfsfs,bindfs"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.fs", "--size", "medium", "--at", tmp_path, "--columns", columns, "data"],
+        cwd=REPO,
+        env=os.environ | {"XDG_CACHE_HOME": str(CACHE.parent)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("*/bindfs/mnt/*"))) > 0, "a measurement under way", 60)
+        mounted = [point for point, _ in mounts_under(tmp_path)]
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(mounted) == 2
+    assert process.returncode not in (0, -number), said
+    assert "Traceback" not in said
+    assert not mounts_under(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_missing_tool_is_told_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
