@@ -43,7 +43,7 @@ SIZES = {
         transactions=5, database_rows=1_000, small=50, known=100,
     ),
     "medium": Sizes(
-        turns=3, seconds=1.0, operations=500, names=1_000, many=20_000, big=256 * MIB, repository=1_000, modules=100,
+        turns=3, seconds=1.0, operations=500, names=1_000, many=10_000, big=256 * MIB, repository=1_000, modules=100,
         wheel=200, transactions=100, database_rows=200_000, small=2_000, known=20_000,
     ),
     "full": Sizes(
@@ -83,7 +83,8 @@ def main() -> int:
                 "big_bytes": sizes.big,
                 "rows": {},
             }
-            print(f"On {name} ({place['file_system']}), size {args.size}, {turns} turns\n", flush=True)
+            large = f"large files of {sizes.big // MIB:,} MiB"
+            print(f"On {name} ({place['file_system']}), size {args.size}, {large}, {turns} turns\n", flush=True)
             if (load := os.getloadavg()[0]) > FREE:
                 print(f"This machine is not idle (load average {load:.1f}): figures of other runs can't be compared\n")
             try:
@@ -104,9 +105,12 @@ def _measure(
     _measure_mounts(place, base, mounts, columns, sizes, turns, found, progress)
     if behind := [row for row in rows if row.group == engine.GROUP]:
         measuring = engine.Engine(base, sizes, turns, progress.tell)
-        measuring.measure([row.name for row in behind])
-        for row in behind:
-            found["places"][place]["rows"][row.name] = report.as_json(row, place, measuring.cells[row.name])
+        try:
+            measuring.measure([row.name for row in behind])
+        finally:
+            for row in behind:
+                cells = measuring.cells.get(row.name, {})
+                found["places"][place]["rows"][row.name] = report.as_json(row, place, cells)
     progress.tell("")
 
 
@@ -133,14 +137,16 @@ def _measure_mounts(
                 column.start()
                 found["columns"][name]["version"] = column.version()
                 started.append(column)
-            except CantError as error:
+            except (CantError, OSError) as error:
                 missing[name] = str(error)
         stack.callback(places.hold_signals)  # the last is called first
         measuring = Measuring(started, sizes, turns, progress.tell)
         for number, row in enumerate(rows):
             progress.at(number, len(rows))
+            begun = time.monotonic()
             cells = measuring.row(row) | {name: Cell(cant=why) for name, why in missing.items()}
             found["places"][place]["rows"][row.name] = report.as_json(row, place, cells)
+            found["places"][place]["rows"][row.name]["took_seconds"] = round(time.monotonic() - begun, 1)
         progress.tell("unmounting")
 
 

@@ -71,7 +71,7 @@ class Column:
         """Wait until there is nothing left to be done for what was written before."""
 
     def rest(self) -> None:
-        """Wait for requests that the kernel sends after the program has gone on, as those that let go of inodes."""
+        """Wait until it does nothing by itself; what it will do only when it is told to may be left."""
 
     def warm(self, name: str) -> None:
         """Read what lies beneath directory `name`, so that it need not come from the disk."""

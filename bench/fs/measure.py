@@ -7,13 +7,14 @@ hangs can be given up.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import random
 import shutil
 import signal
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 from bench.fs.rows import CantError, Row, Sizes, State, Timed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
 
     from bench.fs.columns import Column
 
+_libc = ctypes.CDLL(None, use_errno=True)
 DROP = Path("/proc/sys/vm/drop_caches")
 
 
@@ -90,9 +92,26 @@ def _answer(pipe: Connection, function: Callable[..., Any], args: tuple[object, 
         pipe.send((True, result))
 
 
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def sync_file_system(fd: int) -> None:
+    """Write out all of one file system, and not what others have to do on other disks (syncfs(2))."""
+    if _libc.syncfs(fd) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def drop_caches() -> None:
-    """The kernel's pages, names and attributes of everything that is not in use. Raises CantError."""
-    os.sync()  # what is dirty stays
+    """The kernel's pages, names and attributes of everything that is not in use. Raises CantError.
+
+    What is dirty stays: sync before.
+    """
     try:
         DROP.write_text("3")
     except OSError:
@@ -156,13 +175,15 @@ class Measuring:
         root = column.path / name
         try:
             self._bring_about(row, column, name)
-            requests, cpu = column.requests(), cpu_seconds(column.pids())
-            timed: Timed = in_child(row.run, root, self._sizes, limit=row.limit)
-            used = cpu_seconds(column.pids()) - cpu
-            if requests is not None:
-                in_child(os.sync, limit=row.limit)  # times that the kernel still keeps are a part of what was done
-                column.rest()
-                cell.requests = _fewer(column.requests() or {}, requests, timed.operations)
+            with _opened(column.path) as mount:
+                requests, cpu = column.requests(), cpu_seconds(column.pids())
+                timed: Timed = in_child(row.run, root, self._sizes, limit=row.limit)
+                used = cpu_seconds(column.pids()) - cpu
+                if requests is not None:
+                    # Times that the kernel still keeps are a part of what was done.
+                    in_child(sync_file_system, mount, limit=row.limit)
+                    column.rest()
+                    cell.requests = _fewer(column.requests() or {}, requests, timed.operations)
         finally:
             if not row.keeps:
                 self._remove(column, name, row.limit)
@@ -189,7 +210,9 @@ class Measuring:
     def _bring_about(self, row: Row, column: Column, name: str) -> None:
         """Let everything be written, and the caches hold what the row wants."""
         column.settle()
-        in_child(os.sync, limit=row.limit)
+        for place in (column.path, column.base):  # the mount, and what is beneath
+            with _opened(place) as fd:
+                in_child(sync_file_system, fd, limit=row.limit)
         if row.state in (State.FIRST, State.COLD):
             in_child(drop_caches, limit=row.limit)
             column.rest()
@@ -202,7 +225,7 @@ class Measuring:
     def _remove(self, column: Column, name: str, limit: float) -> None:
         with suppress(CantError):  # the figure is there; and all is removed at the end
             in_child(shutil.rmtree, column.path / name, limit=limit)
-            column.settle()
+            column.rest()
 
 
 def _fill(row: Row, root: Path, sizes: Sizes) -> None:

@@ -93,6 +93,9 @@ class Rclone(Over):
         self._mount([tool("rclone", "rclone"), "mount", self.source, self.path, *flags])
 
     def settle(self) -> None:
+        self.rest()
+
+    def rest(self) -> None:
         """It uploads what was closed five seconds before."""
         wait(lambda: not any(_is_dirty(file) for file in self._cache.glob("vfsMeta/**/*")), "uploaded", SETTLE_S)
 
