@@ -20,7 +20,7 @@ help:
 	@echo 'make test-stores [STORES="kubo …"]   workloads and crashes again, with a node as the store'
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
-	@echo 'make bench-fs [BENCH_FS="FLAG … ROW …"]   beside the local file system and other mounts: hours; --help tells of flags'
+	@echo 'make bench-fs [BENCH_FS="FLAG … ROW …"]   beside the local file system and other mounts; takes long, see docs/performance.md'
 	@echo 'make bench [BENCH="ROW …"]       that, do handlers stall each other, how fast are the store and a node: 35 GB of disk'
 	@echo 'make bench-scale                 a million files: time, memory'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'

@@ -56,7 +56,7 @@ def in_child(function: Callable[..., Any], *args: object, limit: float) -> Any:
     theirs.close()
     try:
         if not ours.poll(limit):
-            raise CantError(f"not finished within {limit:.0f} s")
+            raise CantError(f"not finished within {limit:g} s")
         done, result = ours.recv()
     except EOFError:
         child.join()
@@ -139,8 +139,8 @@ class Measuring:
         self._turns = turns
         self._tell = tell
         self._rng = random.Random(1)
-        self._kept: dict[str, set[str]] = {}
-        """Directories that are there, by column."""
+        self._kept: dict[tuple[str, str], str | None] = {}
+        """Directories that serve several rows, by column and name: None if it is there, else why it can't be."""
         self._dead: dict[str, str] = {}
 
     def row(self, row: Row) -> dict[str, Cell]:
@@ -198,16 +198,23 @@ class Measuring:
         """Make the row's directory, if it is not there; its name."""
         made_by = row.prepare.__name__ if row.prepare else "planted"
         name = f"kept-{made_by}" if row.keeps else f"{row.name}-{turn}"
-        kept = self._kept.setdefault(column.name, set())
-        if name in kept:
-            return name
+        if why := self._kept.get((column.name, name)):
+            raise CantError(why)
+        if (column.name, name) not in self._kept:
+            try:
+                self._make(row, column, name)
+            except CantError as error:
+                self._kept[column.name, name] = str(error)
+                raise
+            if row.keeps:
+                self._kept[column.name, name] = None
+        return name
+
+    def _make(self, row: Row, column: Column, name: str) -> None:
         if row.plant is not None:
             column.plant(name, row.plant(self._sizes))
         else:
             in_child(_fill, row, column.path / name, self._sizes, limit=row.limit)
-        if row.keeps:
-            kept.add(name)
-        return name
 
     def _bring_about(self, row: Row, column: Column, name: str) -> None:
         """Let everything be written, and the caches hold what the row wants."""
