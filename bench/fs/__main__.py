@@ -43,7 +43,7 @@ SIZES = {
         transactions=5, database_rows=1_000, small=50, known=100,
     ),
     "medium": Sizes(
-        turns=3, seconds=1.0, operations=500, names=1_000, many=10_000, big=256 * MIB, repository=1_000, modules=100,
+        turns=3, seconds=1.0, operations=500, names=1_000, many=5_000, big=256 * MIB, repository=1_000, modules=100,
         wheel=200, transactions=100, database_rows=200_000, small=2_000, known=20_000,
     ),
     "full": Sizes(

@@ -184,10 +184,11 @@ ROWS = (
     _row("readdir-again", _on_directories(os.listdir, 8), prepare=directories, keeps=True, state=State.AGAIN),
     _row("readdir-stat-first", _on_directories(_list_and_stat), prepare=directories, keeps=True, state=State.FIRST),
     _row("readdir-stat-again", _on_directories(_list_and_stat, 8), prepare=directories, keeps=True, state=State.AGAIN),
-    _row("readdir-large", _list_large, plant=lambda sizes: sizes.many, keeps=True, state=State.FIRST),
     _row("append", _append),
     _row("fsync", _fsync),
     _row("create-8", _create_at_once),
+    # Last, as making it takes the longest.
+    _row("readdir-large", _list_large, plant=lambda sizes: sizes.many, keeps=True, state=State.FIRST),
 )
 """`create`: open, write 4 KiB, close. `save-rename`: a JSON file, written beside and renamed over. `readdir-…`: one
 directory of 1,000 names (`readdir-large`: of 100,000) is one operation. `fsync`: 4 KiB are written and synced.
