@@ -68,6 +68,7 @@ lint: install-test
 
 types: install-test
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/mypy --no-error-summary --explicit-package-bases --package bench
 
 # Side by side, which these can be: each has its own directory, ports that the kernel chose, and no mount elsewhere.
 check: lint types

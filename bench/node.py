@@ -159,7 +159,7 @@ def upload(base: Path, repeats: int, make: Callable[..., None]) -> dict[str, Any
 
 
 def git(place: Path, *args: str) -> None:
-    command = ["git", "-C", place, "-c", "user.name=bench", "-c", "user.email=bench@localhost", *args]
+    command = ["git", "-C", str(place), "-c", "user.name=bench", "-c", "user.email=bench@localhost", *args]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

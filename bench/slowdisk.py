@@ -53,7 +53,7 @@ class SlowHandlers(Handlers):
 def main() -> None:
     directory, mountpoint, rate, sync_seconds = sys.argv[1:]
     SlowHandlers.rate, SlowHandlers.sync_seconds = float(rate), float(sync_seconds)
-    session.Handlers = SlowHandlers  # type: ignore[misc]  # `serve` makes the handlers itself
+    setattr(session, "Handlers", SlowHandlers)  # noqa: B010 - `serve` makes the handlers itself
     root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fs = FileSystem(root_fd, NullChangeSink(), private=True, write_through=True, read_only=False)
     options = session.MountOptions(mountpoint, "slowdisk", read_only=False, allow_other=False, write_through=True)

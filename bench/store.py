@@ -18,6 +18,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ from fused.store.embedded import EmbeddedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fused.cid import CID
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -129,16 +132,21 @@ def threshold(directory: Path) -> None:
             rows.SMALL_MAX = limit
             with BlockingStore(directory / "store") as store:
                 batches = [new_blocks(count, size) for _ in range(6)]
-                seconds = [timed(lambda batch=batch: store.rows.put(batch)) for batch in batches]
+                seconds = [timed(partial(store.rows.put, batch)) for batch in batches]
                 report(where, count, size, seconds)
                 wanted = [block.cid for batch in batches for block in batch][::7]
                 report(
                     "  read from " + where,
                     len(wanted),
                     size,
-                    [timed(lambda wanted=wanted: [store.rows.get(c) for c in wanted])],
+                    [timed(partial(_get_all, store.rows, wanted))],
                 )
             shutil.rmtree(directory / "store")
+
+
+def _get_all(source: rows.BlockRows, wanted: list[CID]) -> None:
+    for cid in wanted:
+        source.get(cid)
 
 
 def sync(directory: Path) -> None:
@@ -146,7 +154,7 @@ def sync(directory: Path) -> None:
         for way in ("syncfs", "each"):
             os.sync()
             contents = [[os.urandom(size) for _ in range(count)] for _ in range(6)]
-            seconds = [timed(lambda batch=batch, way=way: _write(directory, batch, way)) for batch in contents]
+            seconds = [timed(partial(_write, directory, batch, way)) for batch in contents]
             report(way, count, size, seconds)
 
 
@@ -158,7 +166,7 @@ def dirty(directory: Path) -> None:
             for _ in range(1000):
                 f.write(os.urandom(MIB))
         contents = [os.urandom(MIB) for _ in range(8)]
-        report(f"{way} beside 1 GB", 8, MIB, [timed(lambda batch=contents, way=way: _write(directory, batch, way))])
+        report(f"{way} beside 1 GB", 8, MIB, [timed(partial(_write, directory, contents, way))])
 
 
 def _write(directory: Path, contents: list[bytes], way: str) -> None:
