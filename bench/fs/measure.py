@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.fs.places import let_signals, signals_held
 from bench.fs.rows import CantError, Row, Sizes, State, Timed
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def in_child(function: Callable[..., Any], *args: object, limit: float) -> Any:
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
     child = fork.Process(target=_answer, args=(theirs, function, args))
-    child.start()
+    with signals_held():
+        child.start()
     assert child.pid is not None
     with suppress(OSError):
         os.setpgid(child.pid, child.pid)  # so that it can be ended together with the programs that it has started
@@ -80,6 +82,7 @@ def _answer(pipe: Connection, function: Callable[..., Any], args: tuple[object, 
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    let_signals()
     try:
         result = function(*args)
     except CantError as error:

@@ -74,6 +74,17 @@ def let_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """For the time of a fork: what a signal's handler raises is printed and dropped if it falls into the functions that
+    Python calls then (os.register_at_fork), and we would go on as if nobody had asked for an end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_in_order() -> None:
     """Let a request to end unmount everything, as Ctrl-C does."""
 
