@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.support.kubo_node import KuboNode
+from tests.support.mountproc import GATES
 from tests.support.proxy import Delay, Proxy
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MIB = 1 << 20
-GATES = ("CI", "IPFS_KIT_DISABLE", "STORAGE_FORCE_LOCAL")
 SIZES = {
     "full": (1024 * MIB, 10_000, 6, 1.0),
     "medium": (256 * MIB, 3_000, 3, 1.0),

@@ -67,9 +67,8 @@ def in_child(function: Callable[..., Any], *args: object, limit: float) -> Any:
         if child.is_alive():
             child.join(0.5)
         if child.is_alive():
-            os.killpg(
-                child.pid, signal.SIGKILL
-            )  # what waits for an answer of a daemon ends when that has come, or its mount is gone
+            # What waits for an answer of a daemon ends when that has come, or its mount is gone.
+            os.killpg(child.pid, signal.SIGKILL)
             child.join(5)
         ours.close()
     if not done:

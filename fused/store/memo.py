@@ -14,9 +14,12 @@ import fcntl
 import logging
 import os
 import sqlite3
+import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from fused.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +129,44 @@ class Memo:
         if db is not None:
             with suppress(sqlite3.Error):
                 db.close()
+
+
+class SharedMemo:
+    """A memo for any thread, whose failures are a store's: what is asked of it raises StoreUnavailable.
+
+    Damage that is found in use is an error once. The memo is made anew, and empty, for whoever asks again.
+    """
+
+    def __init__(self, path: str, form: MemoForm, told_as: str) -> None:
+        """Open it, as `open_memo` does. `told_as` is what "can't be used" then, with the path in it."""
+        self._told_as = told_as
+        self._lock = threading.Lock()
+        with self._explained():
+            self._memo = open_memo(path, form)
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock:
+            self._memo.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """As that of `Memo`."""
+        with self._lock, self._explained():
+            try:
+                with self._memo.transaction() as db:
+                    yield db
+            except sqlite3.Error as err:
+                if is_damage(err):
+                    self._memo.renew(err)
+                raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as err:
+            raise StoreUnavailable(f"{self._told_as}, can't be used: {err}") from err
 
 
 def _opened(path: str, form: MemoForm) -> sqlite3.Connection:

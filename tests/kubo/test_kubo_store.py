@@ -303,9 +303,9 @@ async def test_the_latest_tree_can_be_seen_in_mfs(tmp_path: Path, running: KuboN
             leaf = raw(name)
             tree, blocks, _ = directory([DirEntry(name, leaf.cid, len(leaf.data))], plain_seal)
             await store.put([leaf, *blocks])
-            await store.show("work", tree)
-            assert running.run("files", "ls", "/ipfsfs/work").split() == [name]
-            assert running.run("files", "read", f"/ipfsfs/work/{name.decode()}") == name
+            await store.show("laptop", tree)
+            assert running.run("files", "ls", "/ipfsfs/laptop").split() == [name]
+            assert running.run("files", "read", f"/ipfsfs/laptop/{name.decode()}") == name
         with pytest.raises(UsageError):
             await store.show("../x", tree)
 

@@ -7,17 +7,13 @@ that no pin holds there, and is missing then.
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fused.cid import CID, codec_of, encode_varint
-from fused.errors import StoreUnavailable
-from fused.store.memo import MemoForm, is_damage, open_memo
+from fused.store.memo import MemoForm, SharedMemo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from fused.store.base import Block
 
@@ -47,20 +43,18 @@ class Ledger:
 
     def __init__(self, path: str) -> None:
         """The ledger in file `path`, made if it is missing, and made anew if it can't be read."""
-        self._path = path
-        self._lock = threading.Lock()
-        with self._explained():
-            self._memo = open_memo(path, _FORM)
+        # One that was made anew has no marker: after an error the node is met anew, and given one.
+        self._memo = SharedMemo(path, _FORM, f"what is known of the node, in {path}")
 
     def marker(self) -> CID | None:
         """What `begin` was given last."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             row = c.execute("SELECT marker FROM node").fetchone()
         return None if row is None else CID(row[0])
 
     def begin(self, marker: CID) -> None:
         """Forget everything: from now on this is about the node with that marker."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             c.execute("DELETE FROM blocks")
             c.execute("DELETE FROM node")
             c.execute("INSERT INTO node VALUES (?)", (marker,))
@@ -77,7 +71,7 @@ class Ledger:
 
     def add(self, blocks: Sequence[Block]) -> int:
         """Note that the node has confirmed `blocks`; returns how many it is news of."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             before = c.total_changes
             c.executemany(
                 "INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)",
@@ -87,50 +81,31 @@ class Ledger:
 
     def forget(self, cids: Sequence[CID]) -> None:
         """The node does not have `cids`, under any codec."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             c.executemany("DELETE FROM blocks WHERE digest = ?", [(digest_of(cid),) for cid in cids])
 
     def clear(self) -> None:
         """The node has lost some of what it had, and nobody knows what."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             c.execute("DELETE FROM blocks")
 
     def totals(self) -> tuple[int, int]:
         """Blocks and bytes."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             blocks, size = c.execute("SELECT count(*), coalesce(sum(size), 0) FROM blocks").fetchone()
         return int(blocks), int(size)
 
     def close(self) -> None:
         """Idempotent."""
-        with self._lock:
-            self._memo.close()
+        self._memo.close()
 
     def _codecs(self, cids: Sequence[CID]) -> dict[bytes, set[int]]:
         digests = list({digest_of(cid) for cid in cids})
         found: dict[bytes, set[int]] = {}
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             for at in range(0, len(digests), _IN_MAX):
                 some = digests[at : at + _IN_MAX]
                 marks = ",".join("?" * len(some))
                 for digest, codec in c.execute(f"SELECT digest, codec FROM blocks WHERE digest IN ({marks})", some):
                     found.setdefault(digest, set()).add(codec)
         return found
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._explained():
-            try:
-                with self._memo.transaction() as c:
-                    yield c
-            except sqlite3.Error as err:
-                if is_damage(err):
-                    self._memo.renew(err)  # without a marker: after an error the node is met anew, and given one
-                raise
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as exc:
-            raise StoreUnavailable(f"what is known of the node, in {self._path}, can't be used: {exc}") from exc

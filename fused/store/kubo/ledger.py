@@ -15,17 +15,14 @@ next looks for those. Not for: what is at the node; only the node knows.
 from __future__ import annotations
 
 import random
-import sqlite3
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fused.cid import CID
-from fused.errors import StoreUnavailable
-from fused.store.memo import MemoForm, is_damage, open_memo
+from fused.store.memo import MemoForm, SharedMemo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import sqlite3
+    from collections.abc import Sequence
 
     from fused.types import Block
 
@@ -60,14 +57,12 @@ class Ledger:
 
     def __init__(self, path: str) -> None:
         """The ledger in file `path`, made if it is missing, and made anew if it can't be read."""
-        self._path = path
-        self._lock = threading.Lock()
-        with self._explained():
-            self._memo = open_memo(path, _FORM)
+        # One that was made anew has no marker: whoever tries again voids it first.
+        self._memo = SharedMemo(path, _FORM, f"the list of what the node has, {path}")
 
     def marker(self) -> CID | None:
         """The block that is at the node as long as the ledger is true; None if it can't be."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             marker = c.execute("SELECT marker FROM about").fetchone()[0]
         return None if marker is None else CID(marker)
 
@@ -76,7 +71,7 @@ class Ledger:
 
         For somebody else has noticed, too, then.
         """
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             if c.execute("UPDATE about SET marker = ? WHERE marker IS ?", (marker, instead_of)).rowcount:
                 c.executemany("INSERT OR IGNORE INTO suspects VALUES (?)", [(cid,) for cid in _fresh(c, _SUSPECTS)])
                 c.execute("DELETE FROM blocks")
@@ -84,18 +79,18 @@ class Ledger:
 
     def suspects(self) -> list[CID]:
         """Blocks that the node had, and may have lost without our putting them again."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             return [CID(cid) for (cid,) in c.execute("SELECT cid FROM suspects")]
 
     def acquit(self, cids: Sequence[CID]) -> None:
         """Strike `cids` from the suspects."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             c.executemany("DELETE FROM suspects WHERE cid = ?", [(cid,) for cid in cids])
 
     def known(self, cids: Sequence[CID]) -> set[CID]:
         """Those of `cids` that were confirmed. They are fresh now: their pin may have gone long ago."""
         found: set[CID] = set()
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             settled, stale = c.execute("SELECT settled FROM about").fetchone()[0], []
             for start in range(0, len(cids), _IN_MAX):
                 some = cids[start : start + _IN_MAX]
@@ -112,7 +107,7 @@ class Ledger:
 
     def confirm(self, blocks: Sequence[Block]) -> int:
         """Note that the node has `blocks`, and return how many of them were not noted before."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             first = _take_ids(c, len(blocks))
             new = [0, 0]
             for id, block in enumerate(blocks, first):
@@ -128,54 +123,35 @@ class Ledger:
 
     def fresh(self, most: int) -> list[CID]:
         """At most `most` of the fresh blocks: the oldest, which a collection is likeliest to have taken, and any."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             return _fresh(c, most)
 
     def fresh_totals(self) -> tuple[int, int]:
         """How many blocks are fresh, and their bytes."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             query = "SELECT count(*), coalesce(sum(size), 0) FROM blocks WHERE id >= (SELECT settled FROM about)"
             count, size = c.execute(query).fetchone()
         return int(count), int(size)
 
     def now(self) -> int:
         """For `settle`: what is put from here on."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             return int(c.execute("SELECT next FROM about").fetchone()[0])
 
     def settle(self, until: int) -> None:
         """A pin holds all that was put before `until`, as far as anybody wants it."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             c.execute("UPDATE about SET settled = max(settled, ?)", (until,))
 
     def totals(self) -> tuple[int, int]:
         """Blocks and bytes."""
-        with self._transaction() as c:
+        with self._memo.transaction() as c:
             blocks, size = c.execute("SELECT blocks, bytes FROM about").fetchone()
         return int(blocks), int(size)
 
     def close(self) -> None:
         """Idempotent."""
-        with self._lock:
-            self._memo.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._explained():
-            try:
-                with self._memo.transaction() as c:
-                    yield c
-            except sqlite3.Error as err:
-                if is_damage(err):
-                    self._memo.renew(err)  # without a marker, so that whoever tries again voids it first
-                raise
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as err:
-            raise StoreUnavailable(f"the list of what the node has, {self._path}, can't be used: {err}") from err
+        self._memo.close()
 
 
 def _take_ids(c: sqlite3.Connection, count: int) -> int:
