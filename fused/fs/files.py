@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from fused.fs.mounts import filesystem_type
 from fused.fs.pace import Pace
@@ -51,6 +51,12 @@ LARGE_WRITE = 256 << 10
 
 MAX_INLINE_CUT = 4 << 20
 """Cutting off more than this is done in a thread."""
+
+
+class OnLargeWrite(Protocol):
+    """Is told of each write of LARGE_WRITE bytes or more, before it is made. `slow`: in a thread."""
+
+    def __call__(self, *, slow: bool) -> None: ...
 
 
 class Opened(NamedTuple):
@@ -89,8 +95,8 @@ class Files:
         self._no_nowait: dict[int, bool] = {}  # by st_dev: whether reads there are quick all the same
         self._ahead: set[int] = set()  # by Ino: the kernel shows more of these than there is, see `release`
         self._pace = Pace(inodes.root.dev)
-        self.on_large_write: Callable[[], None] | None = None
-        """Called after each inline write of LARGE_WRITE bytes or more; set by the session that serves requests."""
+        self.on_large_write: OnLargeWrite | None = None
+        """Set by the session that serves requests."""
 
     # Opening
 
@@ -219,12 +225,13 @@ class Files:
         fd = handle.fd
         begun = perf_counter()
         inline = save is None and self._pace.inline(begun) and not self._waiting.busy(handle.inode.ino)
+        if len(data) >= LARGE_WRITE and self.on_large_write is not None:
+            self.on_large_write(slow=not inline)
+            begun = perf_counter()
         try:
             if inline:
                 done = layer.write_all(fd, data, offset)
                 took = perf_counter() - begun
-                if len(data) >= LARGE_WRITE and self.on_large_write is not None:
-                    self.on_large_write()
             else:
                 handle.changed_in_thread = True
                 try:

@@ -15,8 +15,10 @@ from fused.fs.mounts import filesystem_type
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SLOW_SECONDS = 2e-3
-"""A write that takes so long was held up: the largest, of 1 MiB, takes 0.3 ms where nothing does so."""
+SLOW_SECONDS = 8e-3
+"""A write that takes so long was held up. The largest, of 1 MiB, takes 0.3 ms where nothing does so, and now and then 4
+more, the kernel's tick, where others compute. Whoever dirtied too much sleeps for 10 ms or more (Linux
+mm/page-writeback.c, MAX_PAUSE and domain_update_dirty_limit)."""
 
 PATIENCE_SECONDS = 5.0
 MAX_PATIENCE_SECONDS = 80.0

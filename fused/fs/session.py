@@ -20,9 +20,9 @@ import trio
 
 from fused.errors import Busy, MountError
 from fused.fs import mounts
-from fused.fs.background import background_of
 from fused.fs.operations import Handlers
 from fused.fs.reader import RequestReader
+from fused.fs.write_queue import write_queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -177,15 +177,15 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
     loop = _loop = _Loop(fd)
     if loop.reader is not None:
         fs.waiting.before_wait = loop.reader.hand_over
-    background = background_of(options.mountpoint)
+    write_queue = write_queue_of(options.mountpoint)
     replies_log = logging.getLogger("pyfuse3")
     replies_log.addFilter(_is_worth_a_line)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_when_ready, ready, on_ready)
-            if background is not None:
-                fs.files.on_large_write = background.large_write
-                nursery.start_soon(background.run)
+            if write_queue is not None:
+                fs.files.on_large_write = write_queue.large_write
+                nursery.start_soon(write_queue.run)
             await pyfuse3.main(max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
     finally:
