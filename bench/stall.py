@@ -38,7 +38,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -477,10 +477,10 @@ class Bench:
         at = slow_ext4(self.base, 40e6, 0.5, 4 * self.sizes.slow + GIB) if ext4 else slow_disk(self.base, 40e6, 0.5)
         with at as disk:
             covered, reference = disk / "covered", disk / "reference"
-            probed = min(self.sizes.probed, 10_000)
+            sizes = replace(self.sizes, probed=min(self.sizes.probed, 10_000))
             for root in (covered, reference):
                 root.mkdir()
-                Names.make((root if ext4 else self.base / "fast" / root.name) / "names", probed)
+                Names.make((root if ext4 else self.base / "fast" / root.name) / "names", sizes.probed)
             base = self.base / "slow-mount"
             base.mkdir()
             try:
@@ -490,7 +490,7 @@ class Bench:
                     os.sync()
                     roots = {"mount": covered / "names", "plain": reference / "names"}
                     # One long window: the 99th percentile of a thousand is one of ten, not the largest.
-                    return measure(make(covered), roots, self.sizes)
+                    return measure(make(covered), roots, sizes)
             finally:
                 shutil.rmtree(base)
 
