@@ -211,7 +211,15 @@ class Attributes:
         inode = self._inodes.get(ino)
         with self._reach.aim(inode) as aim:
             before = os.fstat(aim.fd)
-            layer.remove_xattr(aim.target, name)
+            try:
+                layer.remove_xattr(aim.target, name)
+            except PermissionError:
+                if name != _CAPABILITY:
+                    raise
+                # To remove it by name takes CAP_SETFCAP, which the kernel has asked of a program that does so. From
+                # others it comes when they write to the file (Linux fs/inode.c, __file_remove_privs). A change of
+                # owner takes it away as that write would, and need not change the owner.
+                os.chown(aim.target, -1, -1)
             self._changed(inode, aim.fd, before)
 
     def access(self, ino: int, mask: int) -> bool:

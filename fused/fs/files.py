@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -40,6 +41,8 @@ _PASSED_ON = os.O_ACCMODE | os.O_NOATIME
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 """File systems whose reads never wait, whatever preadv2 says about RWF_NOWAIT."""
+
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 MAX_READ = 1 << 20
 """The largest read request: FUSE_MAX_MAX_PAGES pages (Linux fs/fuse/fuse_i.h)."""
@@ -279,7 +282,8 @@ class Files:
     async def _resize(self, fd: int, inode: Inode, size: int) -> None:
         # With the write-back cache the kernel leaves the times alone if the size stays (Linux fs/fuse/dir.c,
         # fuse_do_setattr), and does not ask for ours. ext4 would set them, and they would show at some later time.
-        if self._mtimes is None or os.fstat(fd).st_size != size:
+        # But set-ID bits go all the same (see session.py, `_wishes`).
+        if self._mtimes is None or (st := os.fstat(fd)).st_size != size or st.st_mode & _SET_ID:
             await self._truncate(fd, inode, size)
 
     def _writable_handle(self, inode: Inode, fh: int | None) -> FileHandle | None:

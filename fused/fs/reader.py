@@ -96,6 +96,10 @@ class RequestReader:
         self._parked.append(task)
         await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def is_held(self) -> bool:
+        """Whether the calling task holds the token."""
+        return self._holder is trio.lowlevel.current_task()
+
     def hand_over(self) -> None:
         """The calling task is about to wait for something else: let another one read, if it holds the token."""
         if self._holder is trio.lowlevel.current_task():

@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from fused.errors import Busy, MountError
-from fused.fs import mounts
+from fused.fs import handshake, mounts
 from fused.fs.operations import Handlers
 from fused.fs.reader import RequestReader
 from fused.fs.write_queue import write_queue_of
@@ -108,13 +108,27 @@ def _mount(handlers: Handlers, options: MountOptions, covered: os.statvfs_result
     return new.pop() if len(new) == 1 else None
 
 
+def _wishes(options: MountOptions) -> handshake.Wishes:
+    """What we ask the kernel for beyond libfuse.
+
+    On a private mount the local file system takes privileges away as it does without the mount. The daemon has its
+    only user's rights, so each write, cut and chown of the daemon's own clears set-ID bits, or leaves them for
+    CAP_FSETID, as the user's would have done. (Of file capabilities the kernel takes care itself, with this or
+    without.) Where others use root's mount it is not so: the daemon's writes clear nothing, and in which writes the
+    kernel wants it done libfuse does not tell (FUSE_WRITE_KILL_SUIDGID). There the kernel does it, and asks each time.
+    """
+    return handshake.Wishes(kill_privileges=not options.allow_other)
+
+
 class _Loop:
     """pyfuse3's request loop with our way of waiting, where its inside is as we know it (3.5.0)."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, wishes: handshake.Wishes | None = None) -> None:
+        """`wishes` are put into the first exchange with the kernel, which must not have begun yet."""
         self._stock_wait = getattr(pyfuse3, "_wait_fuse_readable", None)
         self._stock_loop = getattr(pyfuse3, "_session_loop", None)
         self.reader: RequestReader | None = None
+        self._handshake: handshake.Handshake | None = None
         if fd is None or self._stock_wait is None or self._stock_loop is None:
             log.warning("pyfuse3 %s is not as we know it: using its own request loop", pyfuse3.__version__)
             return
@@ -122,11 +136,27 @@ class _Loop:
         # A request can vanish between poll and read, when its program is killed. A blocking read would then stop the
         # whole process until the next request; a non-blocking one raises, and the loop is entered again.
         os.set_blocking(fd, False)
-        self._replace(self.reader.wait, self._retrying_loop)
+        if wishes is not None:
+            self._handshake = handshake.begin(fd, wishes)
+        self._replace(self.reader.wait if self._handshake is None else self._wait_at_first, self._retrying_loop)
 
     def _replace(self, wait: object, loop: object) -> None:
         setattr(pyfuse3, "_wait_fuse_readable", wait)  # noqa: B010 - mypy knows that the name is not public
         setattr(pyfuse3, "_session_loop", loop)  # noqa: B010
+
+    async def _wait_at_first(self) -> bool:
+        """In place of the reader's own `wait`, until the first exchange is over."""
+        assert self.reader is not None
+        # Whoever has the token and comes back has handled the first request, without an `await` in between.
+        if self.reader.is_held():
+            self._finish_handshake()
+            self._replace(self.reader.wait, self._retrying_loop)
+        return await self.reader.wait()
+
+    def _finish_handshake(self) -> None:
+        if self._handshake is not None:
+            self._handshake.finish()
+            self._handshake = None
 
     async def _retrying_loop(self, nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:
         stock: Callable[[trio.Nursery, int, int], Awaitable[None]] = self._stock_loop  # type: ignore[assignment]
@@ -148,6 +178,7 @@ class _Loop:
 
     def restore(self) -> None:
         """Give pyfuse3 its own functions back."""
+        self._finish_handshake()
         if self.reader is not None:
             self._replace(self._stock_wait, self._stock_loop)
 
@@ -174,7 +205,7 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
     _raise_file_limit()
     fd = _mount(handlers, options, os.fstatvfs(fs.root_fd))
     umask = os.umask(0)
-    loop = _loop = _Loop(fd)
+    loop = _loop = _Loop(fd, _wishes(options))
     if loop.reader is not None:
         fs.waiting.before_wait = loop.reader.hand_over
     write_queue = write_queue_of(options.mountpoint)
