@@ -13,6 +13,7 @@ threads need no order among themselves.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from time import perf_counter
@@ -317,7 +318,16 @@ class Files:
         await self._sync(self._tree.directory_fd(fh), data_only=data_only)
 
     async def _sync(self, fd: int, *, data_only: bool, on: int | None = None) -> None:
-        await self._waiting.offload(lambda: (os.fdatasync if data_only else os.fsync)(fd), on=on)
+        sync = os.fdatasync if data_only else os.fsync
+        if _is_in_memory(os.fstat(fd).st_dev):  # there it does nothing (Linux fs/libfs.c, noop_fsync)
+            sync(fd)
+        else:
+            await self._waiting.offload(lambda: sync(fd), on=on)
+
+
+@functools.cache
+def _is_in_memory(device: int) -> bool:
+    return filesystem_type(device) in _IN_MEMORY
 
 
 def _timed_write(fd: int, data: bytes, offset: int) -> tuple[int, float]:
