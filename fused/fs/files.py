@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from fused.fs.mounts import filesystem_type
-from fused.fs.pace import Pace
+from fused.fs.pace import IN_MEMORY, Pace
 from fused.local import layer
 from fused.local.closing import close_soon
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 _NOT_PASSED_ON = os.O_APPEND | os.O_TRUNC | os.O_CREAT | os.O_EXCL | os.O_DIRECT | os.O_SYNC | os.O_DSYNC
 _PASSED_ON = os.O_ACCMODE | os.O_NOATIME
 """All flags of open(2) but these two either do nothing on a regular file or are the kernel's to keep."""
-
-_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-"""File systems whose reads never wait, whatever preadv2 says about RWF_NOWAIT."""
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -212,7 +209,7 @@ class Files:
         except OSError as error:
             if quick is not None or error.errno != errno.EOPNOTSUPP:
                 raise
-            self._no_nowait[handle.inode.dev] = filesystem_type(handle.inode.dev) in _IN_MEMORY
+            self._no_nowait[handle.inode.dev] = filesystem_type(handle.inode.dev) in IN_MEMORY
             return self._read_now(handle, offset, size)
         if count == size or offset + count >= os.fstat(fd).st_size:
             return buffer[:count]
@@ -324,10 +321,14 @@ class Files:
         else:
             await self._waiting.offload(lambda: sync(fd), on=on)
 
+    def close(self) -> None:
+        """There will be no more requests."""
+        self._pace.close()
+
 
 @functools.cache
 def _is_in_memory(device: int) -> bool:
-    return filesystem_type(device) in _IN_MEMORY
+    return filesystem_type(device) in IN_MEMORY
 
 
 def _timed_write(fd: int, data: bytes, offset: int) -> tuple[int, float]:
