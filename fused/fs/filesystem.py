@@ -15,6 +15,7 @@ from fused.fs.attrs import Attributes
 from fused.fs.files import Files
 from fused.fs.handles import Handles
 from fused.fs.inodes import Inodes
+from fused.fs.listings import Listings
 from fused.fs.mtimes import ModificationTimes
 from fused.fs.owner import NewOwner
 from fused.fs.reach import MAX_CACHED, Reach
@@ -24,6 +25,7 @@ from fused.fs.waiting import Waiting
 
 if TYPE_CHECKING:
     from fused.fs.changes_protocol import ChangeSink
+    from fused.fs.inodes import Inode
     from fused.fs.requests import RequestStats
 
 
@@ -54,13 +56,22 @@ class FileSystem:
         max_cached = min(MAX_CACHED, limit // 4)
         self.reach = Reach(root_fd, self.inodes, self.handles, max_cached=max_cached)
         self.waiting = Waiting()
-        self.tree = Tree(self.inodes, self.handles, self.reach, changes, self.waiting, NewOwner(private=private))
+        self.listings = Listings()
+        self.tree = Tree(
+            self.inodes, self.handles, self.reach, changes, self.waiting, NewOwner(private=private), self.listings
+        )
         mtimes = None if write_through else ModificationTimes()
         self.files = Files(
             self.inodes, self.handles, self.reach, self.tree, changes, self.waiting, mtimes, private=private
         )
         self.attributes = Attributes(root_fd, self.inodes, self.reach, changes, self.waiting, mtimes, private=private)
+        self.inodes.on_drop = self._dropped
         self.requests: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
+
+    def _dropped(self, inode: Inode) -> None:
+        self.reach.release(inode)
+        if inode.is_directory:
+            self.listings.changed(inode)
 
     def writers(self) -> list[bytes]:
         """Paths relative to the root of the files that are open for writing; one path each, removed ones left out."""

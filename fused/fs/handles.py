@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from fused.fs.listings import EMPTY
 from fused.types import Fh
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from fused.fs.changes_protocol import Dirs
     from fused.fs.inodes import Inode
+    from fused.fs.listings import Listing
     from fused.fs.mtimes import ModificationTimes
 
 
@@ -36,15 +38,15 @@ class FileHandle:
 
 
 class DirHandle:
-    """An open directory. Owns `fd`, which can be listed. `names` is the listing that readdir walks through."""
+    """An open directory. Owns `fd`, which can be listed. `listing` is what readdir walks through."""
 
-    __slots__ = ("fd", "fh", "inode", "names")
+    __slots__ = ("fd", "fh", "inode", "listing")
 
     def __init__(self, fh: Fh, fd: int, inode: Inode) -> None:
         self.fh = fh
         self.fd = fd
         self.inode = inode
-        self.names: list[bytes] = []
+        self.listing: Listing = EMPTY
 
 
 class Handles:
@@ -68,6 +70,7 @@ class Handles:
     def add_file(self, fd: int, inode: Inode, *, writable: bool, dirs: Dirs) -> FileHandle:
         """Take over `fd` as an open file of `inode`."""
         handle = FileHandle(Fh(self._next), fd, inode, writable=writable, dirs=dirs)
+        inode.shown = None
         self._next += 1
         self._files[handle.fh] = handle
         self._by_inode.setdefault(inode.ino, []).append(handle)
@@ -106,6 +109,10 @@ class Handles:
     def of(self, inode: Inode) -> list[FileHandle]:
         """The open files of an inode; not to be changed by the caller."""
         return self._by_inode.get(inode.ino, [])
+
+    def is_open(self, inode: Inode) -> bool:
+        """Whether a program has the file open."""
+        return inode.ino in self._by_inode
 
     def release_file(self, fh: int) -> int:
         """Take out an open file; returns its descriptor, which the caller closes."""

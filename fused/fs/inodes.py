@@ -52,6 +52,7 @@ class Inode:
         "more",
         "name",
         "parent",
+        "shown",
         "without_capability",
     )
 
@@ -66,6 +67,7 @@ class Inode:
         self.parent: Inode | None = None
         self.name: bytes | None = None
         self.more: dict[Inode, set[bytes]] | None = None
+        self.shown: object = None  # the reply that a listing showed, while it is true: see listings.py
         self.without_capability = False  # True once the file was found to have no security.capability
 
     @property
@@ -182,6 +184,7 @@ class Inodes:
         """Let go of the host's file: the number on the mount stays, but nothing is found by it."""
         self._by_key.pop(inode.key, None)
         inode.host_ino = -1
+        inode.shown = None
         for parent, name in list(inode.names()):
             self.remove_name(inode, parent, name)
 
@@ -198,6 +201,7 @@ class Inodes:
         """Note that `inode` is in `parent` under `name`. Nothing happens if that is known, or for the root."""
         if inode is self.root or inode.is_in(parent, name):
             return
+        inode.shown = None  # its ctime and perhaps its number of links are others now
         if inode.parent is None:
             inode.parent, inode.name = parent, name
         else:
@@ -208,6 +212,7 @@ class Inodes:
 
     def remove_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Forget one name. The inode stays while the kernel holds it, with or without names."""
+        inode.shown = None
         if not inode.is_in(parent, name):
             return
         if inode.parent is parent and inode.name == name:
@@ -238,6 +243,7 @@ class Inodes:
         if inode.lookups > 0 or inode.children > 0 or self._by_ino.get(inode.ino) is not inode:
             return False
         del self._by_ino[inode.ino]
+        inode.shown = None  # a listing may still hold on to it
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
         self.on_drop(inode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -24,10 +25,6 @@ CACHE_SECONDS = 86_400.0
 """How long the kernel may keep names and attributes. We are the only way to the files, so it is never wrong; a day is
 as good as for ever."""
 
-
-LISTED_AT_ONCE = 100
-"""Entries in one reply, each of which takes a stat: a millisecond. The kernel's buffer (128 KiB in Linux 6.18) has room
-for ten times as many."""
 
 FORGOTTEN_AT_ONCE = 128
 """A millisecond at most."""
@@ -60,6 +57,10 @@ def _entry(entry: Entry) -> pyfuse3.EntryAttributes:
     return _fill(_new_reply(), entry.ino, entry.st)
 
 
+def _listed(ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
+    return _fill(_new_reply(), ino, st)
+
+
 def _no_entry() -> pyfuse3.EntryAttributes:
     """Inode 0: there is no such name, and the kernel may remember that."""
     reply = _new_reply()
@@ -89,7 +90,6 @@ class Handlers(pyfuse3.Operations):
         self._make_room = fs.reach.give_back
         self._waiting = fs.waiting
         self._on_init = on_init
-        self._listed = _new_reply()  # filled anew for each entry of a listing; pyfuse3 copies it out
 
     def init(self) -> None:
         self._on_init()
@@ -273,14 +273,7 @@ class Handlers(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if start_id == 0:
             await self._tree.list(fh)
-        for count, entry in enumerate(self._tree.entries(fh, start_id), 1):
-            reply = _fill(self._listed, entry.ino, entry.st)
-            if not pyfuse3.readdir_reply(token, entry.name, reply, entry.next_id):
-                if entry.name not in (b".", b".."):
-                    self._inodes.forget(entry.ino, 1)
-                break
-            if count == LISTED_AT_ONCE:  # the kernel asks for the rest; only an empty reply is the end
-                break
+        self._tree.show(fh, start_id, _listed, partial(pyfuse3.readdir_reply, token))
 
     @handler
     def releasedir(self, fh: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,11 +21,10 @@ from fused.local import layer
 from fused.local.closing import close_soon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fused.fs.changes_protocol import ChangeSink, Dirs
-    from fused.fs.handles import Handles
+    from fused.fs.handles import DirHandle, Handles
     from fused.fs.inodes import Inode, Inodes
+    from fused.fs.listings import Listings
     from fused.fs.owner import NewOwner
     from fused.fs.reach import Reach
     from fused.fs.waiting import Waiting
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 MAX_LISTED_INLINE = 64 << 10
 """Size of a directory file, in bytes, with some hundred to some thousand names: listed in a millisecond. A thread lists
 100,000 names in 60 ms."""
+
+MOST_ASKED = 100
+"""Entries in one reply that take a stat each: a millisecond. The kernel's buffer (128 KiB in Linux 6.18) has room for
+ten times as many."""
+
+MOST_REMEMBERED = 1000
+"""Entries in one reply that are shown from memory: half a millisecond."""
 
 _UNKNOWN = os.stat_result((0,) * os.stat_result.n_fields)
 
@@ -45,13 +52,11 @@ class Entry(NamedTuple):
     st: os.stat_result
 
 
-class ListedEntry(NamedTuple):
-    """One entry of a listing. `next_id` is the position after it."""
+Encode = Callable[[int, os.stat_result], object]
+"""Makes what is sent for a file, from its number on the mount and its local stat. It may be sent again."""
 
-    name: bytes
-    ino: int
-    st: os.stat_result
-    next_id: int
+Add = Callable[[bytes, object, int], bool]
+"""Adds an entry to a reply: its name, what `Encode` made, and the position after it. Whether there was room."""
 
 
 class Tree:
@@ -65,6 +70,7 @@ class Tree:
         changes: ChangeSink,
         waiting: Waiting,
         new_owner: NewOwner,
+        listings: Listings,
     ) -> None:
         self._inodes = inodes
         self._handles = handles
@@ -72,6 +78,7 @@ class Tree:
         self._changes = changes
         self._waiting = waiting
         self._new_owner = new_owner
+        self._listings = listings
 
     def lookup(self, parent_ino: int, name: bytes) -> Entry | None:
         """What is called `name`, or None. Adds one to its lookup count."""
@@ -105,6 +112,7 @@ class Tree:
         if parent.parent is None and parent is not self._inodes.root:  # removed: nothing can be made in it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         dir_fd = self._reach.dir_fd(parent)
+        self._listings.changed(parent)
         self._changes.before_add(parent.key, dir_fd, self.dirs_of(parent))
         return dir_fd
 
@@ -182,6 +190,7 @@ class Tree:
         dir_fd = self._reach.dir_fd(parent)
         before = layer.stat_at(dir_fd, name)
         kept = layer.open_path(dir_fd, name)
+        self._listings.changed(parent)
         try:
             self._changes.before_remove(parent.key, dir_fd, name, self.dirs_of(parent))
             (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
@@ -193,6 +202,8 @@ class Tree:
     def _name_gone(self, before: os.stat_result, kept: int, parent: Inode, name: bytes) -> None:
         """A name was removed or replaced. `kept` is an O_PATH descriptor on what it led to; taken over."""
         inode = self._inodes.find(before)
+        if inode is not None:
+            inode.shown = None  # it may have been removed by a name that is not known
         key = (before.st_dev, before.st_ino)
         if before.st_nlink < 2 or stat.S_ISDIR(before.st_mode):
             self._changes.gone(key)
@@ -234,6 +245,8 @@ class Tree:
         if replaced is not None and os.path.samestat(moved, replaced):
             layer.rename_at(old_fd, old, new_fd, new, flags)  # two names of one file: the host does nothing
             return
+        self._listings.changed(old_parent)
+        self._listings.changed(new_parent)
         exchange = bool(flags & layer.RENAME_EXCHANGE)
         kept = layer.open_path(new_fd, new) if replaced is not None and not exchange else None
         try:
@@ -282,43 +295,78 @@ class Tree:
         return self._handles.add_directory(fd, inode).fh
 
     async def list(self, fh: int) -> None:
-        """Take the listing that `entries` walks through: before it begins at position 0."""
+        """Take the listing that `show` walks through: before it begins at position 0."""
         handle = self._handles.directory(fh)
         fd = handle.fd
-        if os.fstat(fd).st_size > MAX_LISTED_INLINE:
-            names = await self._waiting.offload(lambda: layer.names_in(fd))
-        else:
-            names = layer.names_in(fd)
-        handle.names = [b".", b"..", *names]
+        st = os.fstat(fd)
+        listing = self._listings.find(handle.inode, st)
+        if listing is None:
+            if st.st_size > MAX_LISTED_INLINE:
+                names = await self._waiting.offload(lambda: layer.names_in(fd))
+            else:
+                names = layer.names_in(fd)
+            listing = self._listings.take(handle.inode, st, [b".", b"..", *names])
+        handle.listing = listing
 
-    def entries(self, fh: int, start_id: int) -> Iterator[ListedEntry]:
-        """The entries from a position on, `.` and `..` first.
+    def show(self, fh: int, start_id: int, encode: Encode, add: Add) -> None:
+        """Add the entries from a position on to a reply, `.` and `..` first, until it is full or has had its share.
 
-        Each entry but those two adds one to its inode's lookup count when it is yielded; give back what is not used
-        with `Inodes.forget`. The listing is taken at position 0 (`list`) and stays as it is until the program rewinds:
-        no entry is shown twice or left out while others come and go; what vanished meanwhile is skipped.
+        Only a reply without any entry says that there are no more. Each entry that was added, but for those two, adds
+        one to its inode's lookup count.
         """
         handle = self._handles.directory(fh)
-        directory = handle.inode
-        remember = self._inodes.remember
-        for index in range(start_id, len(handle.names)):
-            name = handle.names[index]
-            if index < 2:
-                inode = directory if index == 0 else (directory.parent or directory)
-                yield ListedEntry(name, inode.ino, os.fstat(handle.fd), index + 1)
-                continue
-            try:
-                st = os.stat(name, dir_fd=handle.fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except PermissionError:
-                # The directory may be listed but not searched. Attributes must not be made up, as the kernel trusts
-                # the first size it hears; a file without a type it lists, drops and forgets (Linux fs/fuse/readdir.c).
-                yield ListedEntry(name, UNKNOWN_INO, _UNKNOWN, index + 1)
-                continue
-            inode = remember(st, directory, name)
-            inode.lookups += 1
-            yield ListedEntry(name, inode.ino, st, index + 1)
+        listing = handle.listing
+        names, inodes = listing.names, listing.inodes
+        remembered = asked = 0
+        for index in range(start_id, len(names)):
+            inode = inodes[index]
+            if inode is not None and inode.shown is not None:
+                if remembered == MOST_REMEMBERED or not add(names[index], inode.shown, index + 1):
+                    return
+                inode.lookups += 1
+                remembered += 1
+            elif asked == MOST_ASKED:
+                return
+            else:
+                there_was_room = self._show_anew(handle, index, encode, add)
+                if there_was_room is False:
+                    return
+                asked += there_was_room is True
+
+    def _show_anew(self, handle: DirHandle, index: int, encode: Encode, add: Add) -> bool | None:
+        """Add one entry. Whether there was room; None if it has vanished."""
+        listing, directory = handle.listing, handle.inode
+        name = listing.names[index]
+        if index < 2:
+            shown = directory if index == 0 else (directory.parent or directory)
+            return add(name, encode(shown.ino, os.fstat(handle.fd)), index + 1)
+        try:
+            st = os.stat(name, dir_fd=handle.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            # The directory may be listed but not searched. Attributes must not be made up, as the kernel trusts the
+            # first size it hears; a file without a type it lists, drops and forgets (Linux fs/fuse/readdir.c).
+            return add(name, encode(UNKNOWN_INO, _UNKNOWN), index + 1)
+        inode = self._inodes.remember(st, directory, name)
+        reply = encode(inode.ino, st)
+        if not add(name, reply, index + 1):
+            self._inodes.drop_if_unused(inode)
+            return False
+        inode.lookups += 1
+        if listing.kept and self._stays_true(inode, directory):
+            inode.shown = reply
+            listing.inodes[index] = inode
+        return True
+
+    def _stays_true(self, inode: Inode, directory: Inode) -> bool:
+        """Whether an entry is true until we hear of a change."""
+        return not (
+            inode.is_directory
+            or inode.dev != directory.dev
+            or self._handles.is_open(inode)
+            or self._waiting.busy(inode.ino)
+        )
 
     def directory_fd(self, fh: int) -> int:
         """The descriptor of an open directory. Borrowed."""

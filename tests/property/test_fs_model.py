@@ -13,22 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused.fs import pace
+from fused.fs import listings, pace
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import NullChangeSink
 from fused.fs.filesystem import FileSystem
 from fused.inline import run_inline
 from fused.local import layer
 from fused.types import Caller
+from tests.support.listed import listed
 
 CALLER = Caller(0, 0, 1, 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_writes_are_inline() -> Iterator[None]:
-    """Also on a busy machine."""
+def _settings() -> Iterator[None]:
+    """Small writes are inline, also on a busy machine, and listings are kept, although everything was made just now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pace, "SLOW_SECONDS", float("inf"))
+        patch.setattr(listings, "SETTLED_NS", -(10**18))
         yield
 
 
@@ -187,10 +189,16 @@ class Ours:
     def list(self, path: Path_) -> object:
         fh = self.fs.tree.opendir(self._must_be(path, stat.S_IFDIR))
         run_inline(self.fs.tree.list(fh))
-        listed = [entry.name for entry in self.fs.tree.entries(fh, 0)]
-        assert listed[:2] == [b".", b".."]
+        entries = listed(self.fs, fh)
+        names = [name for name, _ in entries]
+        assert names[:2] == [b".", b".."]
+        for name, shown in entries[2:]:
+            true = os.stat(name, dir_fd=self.fs.tree.directory_fd(fh), follow_symlinks=False)
+            if stat.S_ISREG(true.st_mode):  # reading a link sets its atime, and so does listing a directory
+                assert (shown.st, shown.st.st_ctime_ns) == (true, true.st_ctime_ns), f"{name!r} is shown as it was"
+            assert self.fs.inodes.get(shown.ino).is_file_of(true)
         self.fs.tree.releasedir(fh)
-        return sorted(listed[2:])
+        return sorted(names[2:])
 
     def read(self, path: Path_) -> object:
         fh = run_inline(self.fs.files.open(self._must_be(path, stat.S_IFREG), os.O_RDONLY)).fh
