@@ -187,7 +187,20 @@ class Ours:
         return found.st_mode, found.st_nlink, size
 
     def list(self, path: Path_) -> object:
-        fh = self.fs.tree.opendir(self._must_be(path, stat.S_IFDIR))
+        return self._list_dir(self._must_be(path, stat.S_IFDIR))
+
+    def list_all(self) -> None:
+        """Every directory that can be reached. What is shown must be what is there, every time."""
+        todo: list[Path_] = [()]
+        for path in todo:
+            todo += [
+                (*path, name)
+                for name in self._list_dir(self._look(path))
+                if stat.S_ISDIR(self.fs.attributes.getattr(self._look((*path, name))).st.st_mode)
+            ]
+
+    def _list_dir(self, ino: int) -> list[bytes]:
+        fh = self.fs.tree.opendir(ino)
         run_inline(self.fs.tree.list(fh))
         entries = listed(self.fs, fh)
         names = [name for name, _ in entries]
@@ -263,8 +276,8 @@ def outcome(work: Callable[..., object], arguments: tuple[object, ...]) -> objec
 
 
 @settings(max_examples=150)
-@given(st.lists(operations, max_size=30))
-def test_random_operations_end_as_on_a_plain_directory(todo: list[tuple[object, ...]]) -> None:
+@given(st.lists(operations, max_size=30), st.booleans())
+def test_random_operations_end_as_on_a_plain_directory(todo: list[tuple[object, ...]], watched: bool) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         ours, plain = Ours(Path(one)), Plain(Path(two))
@@ -272,6 +285,8 @@ def test_random_operations_end_as_on_a_plain_directory(todo: list[tuple[object, 
             for name, *arguments in todo:
                 expected = outcome(getattr(plain, str(name)), tuple(arguments))
                 assert outcome(getattr(ours, str(name)), tuple(arguments)) == expected
+                if watched:
+                    ours.list_all()
                 ours.fs.inodes.check_invariants()
             for path in ([b"a"], [b"a", b"b"], [b"b"], [b"c"]):
                 assert outcome(ours.stat, (tuple(path),)) == outcome(plain.stat, (tuple(path),))
