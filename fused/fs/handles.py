@@ -70,7 +70,6 @@ class Handles:
     def add_file(self, fd: int, inode: Inode, *, writable: bool, dirs: Dirs) -> FileHandle:
         """Take over `fd` as an open file of `inode`."""
         handle = FileHandle(Fh(self._next), fd, inode, writable=writable, dirs=dirs)
-        inode.shown = None
         self._next += 1
         self._files[handle.fh] = handle
         self._by_inode.setdefault(inode.ino, []).append(handle)

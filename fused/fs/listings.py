@@ -7,8 +7,8 @@ the order in which they were shown, by directory.
 When is what is kept still true?
 
 - *Attributes* are as true as those that the kernel has: we are the only way to the files. `Inode.shown` is emptied by
-  whoever is about to change the file or its names (`Reach.aim`, `Reach.open`, `Handles.add_file`, `Inodes.add_name`
-  and `remove_name`), and not filled while the file is open or a thread works on it. A directory's attributes change
+  whoever is about to change the file or its names (`Reach.aim`, `Reach.open`, `Inodes.add_name` and
+  `Inodes.remove_name`), and not filled while the file is open or a thread works on it. A directory's attributes change
   with every name in it, and a file of another file system that is mounted below may be replaced by unmounting that:
   those are never kept.
 - *Names* are dropped by whoever is about to change the directory (`Listings.changed`). As somebody may reach the

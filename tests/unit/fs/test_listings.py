@@ -136,6 +136,8 @@ async def times(fs: FileSystem) -> None:
 
 async def link(fs: FileSystem) -> None:
     fs.tree.link(look(fs, b"other"), look(fs, b"sub"), b"more")
+    list_root(fs)
+    fs.tree.unlink(look(fs, b"sub"), b"more")
 
 
 async def unlink(fs: FileSystem) -> None:
