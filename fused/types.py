@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, NewType
 
 if TYPE_CHECKING:
@@ -27,8 +26,7 @@ class Block(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who makes a request. `uid` and `gid` are the file-system ids that the kernel reported."""
 
     uid: int
@@ -37,8 +35,7 @@ class Caller:
     umask: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """The part of a `stat` result that tells whether a file's content may have changed."""
 
     size: int

@@ -30,7 +30,10 @@ FORGOTTEN_AT_ONCE = 128
 """A millisecond at most."""
 
 
-def _fill(reply: pyfuse3.EntryAttributes, ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
+def _reply(ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
+    reply = pyfuse3.EntryAttributes()
+    reply.entry_timeout = CACHE_SECONDS
+    reply.attr_timeout = CACHE_SECONDS
     reply.st_ino = ino
     reply.st_mode = st.st_mode
     reply.st_nlink = st.st_nlink
@@ -46,24 +49,14 @@ def _fill(reply: pyfuse3.EntryAttributes, ino: int, st: os.stat_result) -> pyfus
     return reply
 
 
-def _new_reply() -> pyfuse3.EntryAttributes:
-    reply = pyfuse3.EntryAttributes()
-    reply.entry_timeout = CACHE_SECONDS
-    reply.attr_timeout = CACHE_SECONDS
-    return reply
-
-
 def _entry(entry: Entry) -> pyfuse3.EntryAttributes:
-    return _fill(_new_reply(), entry.ino, entry.st)
-
-
-def _listed(ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
-    return _fill(_new_reply(), ino, st)
+    return _reply(entry.ino, entry.st)
 
 
 def _no_entry() -> pyfuse3.EntryAttributes:
     """Inode 0: there is no such name, and the kernel may remember that."""
-    reply = _new_reply()
+    reply = pyfuse3.EntryAttributes()
+    reply.entry_timeout = CACHE_SECONDS
     reply.st_ino = 0
     return reply
 
@@ -273,7 +266,7 @@ class Handlers(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if start_id == 0:
             await self._tree.list(fh)
-        self._tree.show(fh, start_id, _listed, partial(pyfuse3.readdir_reply, token))
+        self._tree.show(fh, start_id, _reply, partial(pyfuse3.readdir_reply, token))
 
     @handler
     def releasedir(self, fh: int) -> None:

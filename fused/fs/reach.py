@@ -148,7 +148,11 @@ class Reach:
             fd = self._cached(inode)
             if fd is not None:
                 return os.fstat(fd)
-        for parent, name in inode.names():
+        if inode.parent is not None and inode.name is not None:
+            st = self._stat_name(inode.parent, inode.name)
+            if st is not None and inode.is_file_of(st):
+                return st
+        for parent, name in inode.names() if inode.more else ():
             st = self._stat_name(parent, name)
             if st is not None and inode.is_file_of(st):
                 return st

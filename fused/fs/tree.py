@@ -12,7 +12,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -188,10 +187,10 @@ class Tree:
     def _remove(self, parent_ino: int, name: bytes, *, directory: bool) -> None:
         parent = self._inodes.get(parent_ino)
         dir_fd = self._reach.dir_fd(parent)
-        before = layer.stat_at(dir_fd, name)
         kept = layer.open_path(dir_fd, name)
         self._listings.changed(parent)
         try:
+            before = os.fstat(kept)
             self._changes.before_remove(parent.key, dir_fd, name, self.dirs_of(parent))
             (os.rmdir if directory else os.unlink)(name, dir_fd=dir_fd)
         except BaseException:
@@ -255,7 +254,10 @@ class Tree:
                 self._changes.before_add(new_parent.key, new_fd, self.dirs_of(new_parent))
             else:
                 self._changes.before_remove(new_parent.key, new_fd, new, self.dirs_of(new_parent))
-            with self._new_owner.acting_for(caller) if caller and flags & layer.RENAME_WHITEOUT else nullcontext():
+            if caller is not None and flags & layer.RENAME_WHITEOUT:
+                with self._new_owner.acting_for(caller):
+                    layer.rename_at(old_fd, old, new_fd, new, flags)
+            else:
                 layer.rename_at(old_fd, old, new_fd, new, flags)
         except BaseException:
             if kept is not None:
