@@ -145,7 +145,9 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        self._tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, _caller(ctx))
+        self._tree.rename(
+            parent_inode_old, name_old, parent_inode_new, name_new, flags, _caller(ctx) if flags else None
+        )
 
     # Attributes
 
