@@ -6,11 +6,13 @@ import ctypes
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fused.fs.listings import SETTLED_NS
 from tests.support.plainmount import PlainMount
 from tests.support.poll import wait_until
 
@@ -91,6 +93,68 @@ def test_a_listing_brings_the_attributes_along(new_plain_mount: Callable[..., Pl
     )
     assert "lookup" not in requests
     assert requests.get("getattr", 0) <= 1  # of the directory itself
+
+
+def test_attributes_are_true_after_listing_again_and_again(
+    new_plain_mount: Callable[..., PlainMount], tmp_path: Path
+) -> None:
+    covered = tmp_path / "covered"
+    covered.mkdir()
+    (covered / "file").write_text("x")
+    os.link(covered / "file", covered / "link")
+    (covered / "sub").mkdir()
+    wait_until(lambda: time.time_ns() - os.stat(covered).st_ctime_ns > 2 * SETTLED_NS, "the names to be kept", 30)
+    mount = new_plain_mount(path=covered)
+    path = mount.path / "file"
+
+    def write() -> None:
+        with path.open("a") as file:
+            os.listdir(mount.path)
+            file.write("y" * 5000)
+            file.flush()
+            os.listdir(mount.path)
+
+    def read_link() -> None:
+        assert (mount.path / "link").read_text() == path.read_text()
+
+    def rename_and_back() -> None:
+        path.rename(mount.path / "other")
+        (mount.path / "other").rename(path)
+
+    changes: list[Callable[[], object]] = [
+        lambda: path.chmod(0o640),
+        write,
+        read_link,
+        lambda: os.utime(mount.path / "link", ns=(1, 2)),
+        lambda: os.truncate(path, 3),
+        lambda: os.link(path, mount.path / "sub" / "third"),
+        lambda: os.rename(mount.path / "sub" / "third", mount.path / "sub" / "moved"),
+        lambda: os.unlink(mount.path / "sub" / "moved"),
+        lambda: os.unlink(mount.path / "link"),
+        lambda: os.setxattr(path, "user.a", b"1"),
+        rename_and_back,
+    ]
+    for change in changes:
+        os.listdir(mount.path)
+        change()
+        os.listdir(mount.path)
+        os.listdir(mount.path)
+        shown, true = os.stat(path), os.stat(mount.plain / "file")
+        for field in ("st_mode", "st_nlink", "st_size", "st_atime_ns", "st_mtime_ns", "st_ino"):
+            assert getattr(shown, field) == getattr(true, field), field
+
+
+def test_a_name_that_appears_beneath_the_mount_is_listed(
+    new_plain_mount: Callable[..., PlainMount], tmp_path: Path
+) -> None:
+    covered = tmp_path / "covered"
+    covered.mkdir()
+    (covered / "file").touch()
+    wait_until(lambda: time.time_ns() - os.stat(covered).st_ctime_ns > 2 * SETTLED_NS, "the names to be kept", 30)
+    mount = new_plain_mount(path=covered)
+    assert os.listdir(mount.path) == os.listdir(mount.path) == ["file"]
+    (mount.plain / "beneath").touch()
+    assert sorted(os.listdir(mount.path)) == ["beneath", "file"]
 
 
 def test_dot_and_dot_dot_are_listed_with_their_numbers(plain_mount: PlainMount) -> None:
