@@ -35,6 +35,7 @@ $(VENV)/installed: pyproject.toml constraints.txt scripts/system-packages Makefi
 	@test -x $(BIN)/python || { echo 'Making $(VENV)'; $(PYTHON) -m venv $(VENV); }
 	@echo 'Installing ipfsfs into $(VENV)'
 	@$(PIP) install --constraint constraints.txt --editable .
+	@$(BIN)/python -m compileall -q fused
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -24,7 +24,7 @@ import trio
 
 from fused.check.beside import IndexChecks
 from fused.cid import format_cid
-from fused.control import serve_control
+from fused.control_server import serve_control
 from fused.errors import IpfsfsError, MountError
 from fused.fs import mounts
 from fused.fs.filesystem import FileSystem
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from fused.config import Settings
-    from fused.control import Handler, Json, Report
+    from fused.control import Json, Report
+    from fused.control_server import Handler
     from fused.index.index import SnapshotRow
     from fused.store.base import NodeStore, Store
 

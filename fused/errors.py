@@ -8,8 +8,7 @@ one sentence that says what is wrong and, where something can be done, what to d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # `typing` takes 10 ms to import, and `ipfsfs sync` comes by here
 if TYPE_CHECKING:
     from fused.cid import CID
 

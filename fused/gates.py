@@ -7,7 +7,6 @@ The variables are those that ipfs_accelerate_py itself reads, and they are read 
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -53,9 +52,15 @@ def fuse_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
         return f"{_DEVICE} can't be opened: {exc.strerror}"
-    if os.geteuid() != 0 and shutil.which("fusermount3", path=environ.get("PATH")) is None:
+    if os.geteuid() != 0 and not _finds_fusermount3(environ):
         return "fusermount3 is not installed (Debian and Ubuntu: package fuse3)"
     return None
+
+
+def _finds_fusermount3(environ: Mapping[str, str]) -> bool:
+    import shutil  # 7 ms, and `ipfsfs status` asks only for the gates
+
+    return shutil.which("fusermount3", path=environ.get("PATH")) is not None
 
 
 def allow_other_obstacle() -> str | None:

@@ -7,9 +7,8 @@ Source: the XDG Base Directory Specification 0.8 (a relative value in a variable
 from __future__ import annotations
 
 import os
-from hashlib import sha256
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # `typing` takes 10 ms to import, and `ipfsfs sync` comes by here
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -50,6 +49,8 @@ def mount_id(mountpoint: str) -> str:
 
     It depends on the path alone, so that a lost state directory does not lose the mount's pins.
     """
+    from hashlib import sha256  # 5 ms, and whoever finds a mount needs none
+
     base = os.path.basename(mountpoint) or "root"
     readable = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in base)[:_NAME_MAX]
     return f"{readable}-{sha256(os.fsencode(mountpoint)).hexdigest()[:12]}"

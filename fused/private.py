@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import IO
 
 from fused.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO
 
 _OTHERS = 0o077
 _WRITABLE_BY_OTHERS = 0o022

@@ -27,7 +27,7 @@ LAYERS = [
 ]
 # What the command line and the daemon share to find and talk to each other. Any of these may be imported by
 # `daemon` and `cli`, and by nothing below them.
-SHARED = {"config", "control", "gates", "paths", "state"}
+SHARED = {"config", "control", "control_server", "gates", "paths", "state"}
 # A store behind a node sends CAR streams, whose form `dag` knows: the one thing of its row that it may import. And
 # ipfs_kit_py gives many blocks at once only as the files of a directory, which has to be made.
 FORMS = {

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 CODE = "IPFSFS_BENCH_CODE"
 """Names another checkout whose daemon is to be measured, to compare the two (as in bench/stall.py)."""
+PROGRAM = Path(sys.executable).with_name("ipfsfs")
+"""What people run."""
+
 _START_S = 30.0
 _END_S = 20.0
 SETTLE_S = 120.0
@@ -197,6 +200,7 @@ class Ipfsfs(Column):
         home = base / "home"
         home.mkdir()
         environ = {k: v for k, v in os.environ.items() if k not in GATES and not k.startswith(("IPFSFS_", "XDG_"))}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody's installation compiles itself anew at each start
         self.environ = environ | {"HOME": str(home), "PYTHONPATH": os.environ.get(CODE, str(REPO))}
 
     def start(self) -> None:
@@ -208,7 +212,7 @@ class Ipfsfs(Column):
         waits = ["--quiet-seconds", "36000", "--interval-seconds", "36000"]
         places = ["--state-dir", str(self.state), "--store", "embedded", "--store-dir", str(self.store)]
         command = ["mount", "--foreground", "--require", "--force", *waits, *places, *self.flags]
-        seconds = self._mount([sys.executable, "-m", "fused", *command, str(self.path)], self.environ)
+        seconds = self._mount([PROGRAM, *command, str(self.path)], self.environ)
         wait(self._answers, "it answers", _START_S)
         return seconds
 
@@ -242,8 +246,9 @@ class Ipfsfs(Column):
 
     def ipfsfs(self, *args: str) -> str:
         """Run a command of the program. Raises CantError."""
-        command = [sys.executable, "-m", "fused", *args]
-        done = subprocess.run(command, env=self.environ, cwd=self.base, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [PROGRAM, *args], env=self.environ, cwd=self.base, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise CantError(f"ipfsfs {args[0]}: {done.stdout}{done.stderr}".strip())
         return done.stdout

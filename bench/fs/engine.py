@@ -211,7 +211,7 @@ class Engine:
             for turn in range(self._turns):
                 self._tell(f"{count:,} known files, turn {turn + 1} of {self._turns}")
                 if called == "known":
-                    self._add("sync-unchanged", OURS, self._sync(mount)[0])
+                    self._add("sync-unchanged", OURS, _timed(partial(mount.ipfsfs, "sync", str(mount.path)))[0])
                 mount.unmount()
                 self._add(f"serve-{called}", OURS, mount.serve())
                 wait(lambda: not mount.status()["scan"]["running"], "its scan", 3600, 0.1)

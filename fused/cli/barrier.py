@@ -9,21 +9,20 @@ of a FUSE file system and do not wait for it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, cast
 
 from fused.cli.output import say
 from fused.control import call
-from fused.local.layer import open_beneath
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fused.cli.target import Target
+
+
+_NOT_OF_IT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EXDEV)
+"""The file has gone. A path that leads through a link, or out of the mount, is of no file that the daemon has open."""
 
 
 def flush(target: Target) -> None:
@@ -35,26 +34,22 @@ def flush(target: Target) -> None:
     root = os.open(target.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         device = os.fstat(root).st_dev
-        for path in cast("list[str]", call(target.state_dir, "writers")["paths"]):
-            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _elsewhere():
+        paths: list[str] = call(target.state_dir, "writers")["paths"]  # type: ignore[assignment]
+        for path in paths:
+            try:
                 _fsync(root, device, path)
+            except OSError as exc:
+                if exc.errno not in _NOT_OF_IT:
+                    raise
         _syncfs(root)
     finally:
         os.close(root)
 
 
-@contextmanager
-def _elsewhere() -> Iterator[None]:
-    """A path that leads through a link, or out of the mount, is of no file that the daemon has open."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno not in (errno.ELOOP, errno.EXDEV):
-            raise
-
-
 def _fsync(root: int, device: int, path: str) -> None:
     """Fsync one file. The path may lead elsewhere by now, so what it leads to is looked at before it is opened."""
+    from fused.local.layer import open_beneath
+
     place = open_beneath(root, os.fsencode(path), os.O_PATH)
     try:
         st = os.fstat(place)
@@ -90,6 +85,8 @@ def _syncfs(fd: int) -> None:
     syncfs after it (Linux lib/errseq.c): to us, though whoever wrote that was told at close or fsync. A second call
     tells of new failures only, and those count.
     """
+    import ctypes
+
     syncfs = ctypes.CDLL(None, use_errno=True).syncfs
     if syncfs(fd) == 0:
         return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fused import state
 from fused.cli.exits import Fsck
 from fused.cli.options import DIRECTORY, add_json, add_progress, add_state_dir, add_store, completes
-from fused.cli.output import Paint, counted, human_bytes, painter, print_json, printable, say
+from fused.cli.output import counted, human_bytes, painter, print_json, printable, say
 from fused.cli.progress import Progress
 from fused.cli.source import named_store
 from fused.cli.target import Target, find_target
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fused.check.findings import Finding
     from fused.check.index import IndexState
     from fused.check.stores import CheckedStore
+    from fused.cli.output import Paint
     from fused.config import Settings
     from fused.index.index import SnapshotRow
 

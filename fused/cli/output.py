@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import IO
 
-Paint = Callable[[str, str], str]
-"""(colour, text) -> text, coloured where that makes sense."""
+TYPE_CHECKING = False  # `typing` takes 10 ms to import, and `ipfsfs sync` comes by here
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import IO
+
+    Paint = Callable[[str, str], str]
+    """(colour, text) -> text, coloured where that makes sense."""
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -34,6 +36,8 @@ def painter(stream: IO[str]) -> Paint:
 
 def print_json(value: object) -> None:
     """`value` as JSON; for people if they look at it."""
+    import json
+
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
@@ -53,6 +57,8 @@ class JsonList:
 
     def add(self, item: object) -> None:
         """Print one more."""
+        import json
+
         print((self._before + "[" if self._items == 0 else ", ") + json.dumps(item), end="")
         self._items += 1
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Protocol
 
+    class _Bar(Protocol):
+        """The part of a tqdm bar that is used; tqdm has no types of its own."""
 
-class _Bar(Protocol):
-    """The part of a tqdm bar that is used; tqdm has no types of its own."""
+        n: int
+        total: int | None
 
-    n: int
-    total: int | None
-
-    def update(self, n: int) -> object: ...
-    def close(self) -> None: ...
+        def update(self, n: int) -> object: ...
+        def close(self) -> None: ...
 
 
 class Progress:

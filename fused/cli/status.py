@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from fused import paths, state
 from fused.cli.exits import Exit
-from fused.cli.log import snapshots
 from fused.cli.options import add_directory, add_json, add_state_dir
-from fused.cli.output import Paint, counted, human_bytes, human_seconds, painter, print_json, printable, table
+from fused.cli.output import counted, human_bytes, human_seconds, painter, print_json, printable, table
 from fused.cli.target import Target, find_target
 from fused.control import Json, call
 from fused.errors import ControlError, DaemonGone, IndexDamaged
@@ -19,6 +17,8 @@ from fused.gates import gates, store_only_entries
 
 if TYPE_CHECKING:
     import argparse
+
+    from fused.cli.output import Paint
 
 _ANSWER_S = 10.0
 """A daemon that is silent for longer hangs; that is what `status` then says."""
@@ -88,8 +88,10 @@ def _report(target: Target) -> tuple[Json, Exit]:
     if seen is not None and seen.gave_up is not None:
         wrong.append(seen.gave_up)
     report = {"mountpoint": target.mountpoint, "state": mounted_as, "pid": None, "supervisor": supervision}
+    from fused.cli.log import snapshots
+
     try:
-        taken = snapshots(target._replace(mounted=False))
+        taken = snapshots(Target(target.mountpoint, target.state_dir, mounted=False))
         report |= {"snapshots": len(taken), "snapshot": taken[0] if taken else None}
     except IndexDamaged as exc:
         wrong.append(str(exc))
@@ -164,6 +166,8 @@ def _waiting(report: Json, paint: Paint) -> list[str]:
 
 def _clock(iso: str) -> str:
     """`14:03` of today, with the date of another day, in the time of this machine."""
+    from datetime import datetime
+
     try:
         when = datetime.fromisoformat(iso).astimezone()
     except ValueError:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from fused import paths, private
 from fused.errors import NotMounted
 from fused.fs import mounts
 
 
-class Target(NamedTuple):
+class Target:
     """A covered directory, mounted at the moment or not."""
 
-    mountpoint: str
-    state_dir: str
-    mounted: bool
-    """There is a mount of ours on it; its daemon may be dead."""
+    __slots__ = ("mounted", "mountpoint", "state_dir")
+
+    def __init__(self, mountpoint: str, state_dir: str, mounted: bool) -> None:
+        """`mounted`: there is a mount of ours on it; its daemon may be dead."""
+        self.mountpoint = mountpoint
+        self.state_dir = state_dir
+        self.mounted = mounted
 
 
 def find_target(path: str, state_dir: str | None = None) -> Target:

@@ -1,23 +1,18 @@
 """The system's mounts, as far as they concern us: find ours, tell dead ones, detach, say who keeps one busy.
 
-Standard library only, so that the command line can look for a mount without loading trio or pyfuse3. Nothing here
+Standard library only, so that the command line can look for a mount without loading trio or pyfuse3, and what finding
+one does not need is imported where it is used: `ipfsfs sync` must not wait for 20 ms of imports. Nothing here
 touches a path under a mount unless its docstring says so: a daemon that hangs must not hang whoever asks about it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import os
-import re
-import subprocess
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
 
 from fused.errors import MountError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -29,33 +24,45 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
 
-@dataclass(frozen=True, slots=True)
 class MountPoint:
     """One line of mountinfo (proc_pid_mountinfo(5)). `path` may contain surrogate escapes, as `os.fsdecode` makes."""
 
-    mount_id: int
-    device: int
-    path: str
-    filesystem: str
-    source: str
-    options: frozenset[str]
+    __slots__ = ("device", "filesystem", "mount_id", "options", "path", "source")
+
+    def __init__(
+        self, mount_id: int, device: int, path: str, filesystem: str, source: str, options: frozenset[str]
+    ) -> None:
+        self.mount_id = mount_id
+        self.device = device
+        self.path = path
+        self.filesystem = filesystem
+        self.source = source
+        self.options = options
 
     @property
     def state_dir(self) -> str | None:
         """Where the daemon of an ipfsfs mount keeps its state; None for other mounts."""
         if self.filesystem != FILESYSTEM_TYPE or not self.source.startswith(_SOURCE_PREFIX):
             return None
-        return unquote(self.source.removeprefix(_SOURCE_PREFIX), errors="surrogateescape")
+        quoted = self.source.removeprefix(_SOURCE_PREFIX)
+        if "%" not in quoted:
+            return quoted
+        from urllib.parse import unquote
+
+        return unquote(quoted, errors="surrogateescape")
 
 
 def source_name(state_dir: str) -> str:
     """The `fsname` of a mount: what `MountPoint.state_dir` is read from. Plain ASCII without commas or blanks."""
+    from urllib.parse import quote
+
     return _SOURCE_PREFIX + quote(os.fsencode(state_dir))
 
 
 def _unescape(field: str) -> str:
     r"""mountinfo writes blank, tab, newline and backslash as \ooo."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+    first, *others = field.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in others)
 
 
 def _parse(line: str) -> MountPoint:
@@ -73,10 +80,13 @@ def _parse(line: str) -> MountPoint:
     )
 
 
-def mounts() -> list[MountPoint]:
-    """All mounts that this process sees, in the kernel's order: a later one may lie over an earlier one."""
+def mounts(having: str = "") -> list[MountPoint]:
+    """All mounts that this process sees, in the kernel's order: a later one may lie over an earlier one.
+
+    `having`: only those with this in their line of mountinfo.
+    """
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        return [_parse(line) for line in lines]
+        return [_parse(line) for line in lines if having in line]
 
 
 def _is_inside(path: str, directory: str) -> bool:
@@ -88,7 +98,7 @@ def find_mount(path: str) -> MountPoint | None:
 
     Looks at the path as it is written first, without touching it, and only then through symbolic links.
     """
-    ours = [mount for mount in mounts() if mount.filesystem == FILESYSTEM_TYPE]
+    ours = [mount for mount in mounts(FILESYSTEM_TYPE) if mount.filesystem == FILESYSTEM_TYPE]
     if not ours:
         return None
     written = os.path.abspath(path)
@@ -134,6 +144,9 @@ def detach(path: str) -> None:
 
     Programs that have files open on it keep them; the connection ends with the last of them.
     """
+    import ctypes
+    import subprocess
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
         return
@@ -161,17 +174,21 @@ def detach_mounts_of(state_dir: str, mountpoint: str) -> None:
 
 def fusermount_reason(stderr: str) -> str:
     """The last thing that fusermount3 or umount complained about, without its own name."""
+    import re
+
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return re.sub(r"^(fusermount3|fuse|umount): *", "", lines[-1]) if lines else "no reason was given"
 
 
-@dataclass(frozen=True, slots=True)
 class Holder:
     """A process that keeps a mount busy, with the first path found."""
 
-    pid: int
-    command: str
-    path: str
+    __slots__ = ("command", "path", "pid")
+
+    def __init__(self, pid: int, command: str, path: str) -> None:
+        self.pid = pid
+        self.command = command
+        self.path = path
 
     def __str__(self) -> str:
         return f"{self.command} (pid {self.pid}, {self.path})"
@@ -196,6 +213,8 @@ def holders(mountpoint: str) -> list[Holder]:
 
 
 def _paths_on(mount: MountPoint, pid: str) -> Iterator[str]:
+    import contextlib
+
     for link in (f"/proc/{pid}/cwd", f"/proc/{pid}/root", f"/proc/{pid}/exe"):
         with contextlib.suppress(OSError):
             path = os.readlink(link)

@@ -14,7 +14,8 @@ from itertools import islice
 from fused import cid as cids
 from fused.cid import CID, DAG_CBOR, DAG_PB, RAW, cid_of, format_cid, parse_cid
 from fused.config import parse_config, parse_settings
-from fused.control import parse_answer, parse_request
+from fused.control import parse_answer
+from fused.control_server import parse_request
 from fused.dag import dagcbor, walk
 from fused.dag.attrs import XattrsApart, encode_bytes
 from fused.dag.build import DirEntry, directory, file_root, symlink_node

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from fused.control import call, serve_control
+from fused.control import _loads, call
+from fused.control_server import serve_control
 from fused.errors import BlockNotFound, ControlError, DaemonGone, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-    from fused.control import Handler, Report
+    from fused.control import Report
+    from fused.control_server import Handler
 
 
 @asynccontextmanager
@@ -279,3 +281,24 @@ async def test_another_user_is_refused_even_when_the_socket_lets_it_in(tmp_path:
         (tmp_path / "control").chmod(0o666)
         answer = await trio.to_thread.run_sync(as_nobody)
     assert json.loads(answer)["error"]["message"] == "this mount belongs to another user"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a": [1, null, true, 2.5, -1e400, "\\ud800\\n", {}], "a": {"b": 1}}\n',
+        b"[NaN, Infinity, -Infinity, 12345678901234567890123]",
+        b' {"a": 1} \n',
+        '{"a": "\u00fc"}'.encode(),
+        '{"a": "\u00fc"}'.encode("utf-16"),
+        b"1",
+    ],
+)
+def test_an_answer_is_read_as_json_reads_it(line: bytes) -> None:
+    assert repr(_loads(line)) == repr(json.loads(line))
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b'{"a": 1} x', b'{"a" 1}', b"\xff", b'"\n"', b"nul", b"["])
+def test_an_answer_that_json_refuses_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError):
+        _loads(line)
