@@ -1,6 +1,7 @@
 """One mount: wires the parts together, starts and stops them in order, and answers the control socket.
 
-Start: state and store, the change log, the file system, then the mount; the scan comes after the mount serves.
+Start: state and store, the change log, the file system, then the mount. What only works behind it (`behind`) is even
+imported after the mount serves, and so is the scan made.
 Stop (somebody unmounted, or asked us to, or a signal): the kernel's last writes come in while it unmounts, then
 the last snapshot is taken, then everything is closed. A second signal gives the last snapshot up; what it would
 have stored is dirty at the next mount.
@@ -22,26 +23,19 @@ from urllib.parse import quote
 
 import trio
 
-from fused.check.beside import IndexChecks
-from fused.cid import format_cid
 from fused.control_server import serve_control
 from fused.errors import IpfsfsError, MountError
 from fused.fs import mounts
-from fused.fs.filesystem import FileSystem
-from fused.fs.session import MountOptions, serve, stop, unmount
-from fused.status import Status, describe, named
 from fused.store.opening import make_node_store, make_store
 from fused.sync.changes import ChangeLog
-from fused.sync.engine import Engine
-from fused.sync.visit import NESTED_MOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from fused.behind import Behind
     from fused.config import Settings
     from fused.control import Json, Report
     from fused.control_server import Handler
-    from fused.index.index import SnapshotRow
     from fused.store.base import NodeStore, Store
 
 log = logging.getLogger(__name__)
@@ -59,7 +53,6 @@ GC_THRESHOLDS = (700, 10, 1000)
 """By default a full collection comes whenever the oldest generation has grown by a quarter. With 100,000 inodes known
 one takes 0.25 s, in which no request is answered. Hardly anything here needs it: inodes form no cycles."""
 
-PROGRESS_SECONDS = 0.1
 REPLY_SECONDS = 2
 """For the reply to `umount` to be sent before the process ends."""
 LINGER_SECONDS = 5
@@ -82,12 +75,41 @@ async def run_daemon(settings: Settings, root_fd: int, on_ready: Callable[[], No
     spec = settings.store_spec
     node = None if spec.kind == "embedded" else make_node_store(spec)
     store = make_store(spec) if node is None else node
-    await store.open()
     try:
+        await _open_and_import(store)
         return await Daemon(settings, root_fd, store, node).run(on_ready)
     finally:
         with trio.CancelScope(shield=True):
             await store.aclose()
+
+
+async def _open_and_import(store: Store) -> None:
+    """Open the store, in a thread, and meanwhile import what serves requests. Raises StoreError."""
+    error: Exception | None = None
+
+    async def open_store() -> None:
+        nonlocal error
+        try:
+            await store.open()
+        except Exception as exc:  # kept out of the nursery, which would wrap it into a group
+            error = exc
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_store)
+        await trio.lowlevel.checkpoint()  # it begins
+        try:
+            import fused.fs.filesystem
+            import fused.fs.session  # noqa: F401
+        except ImportError as exc:  # a missing libfuse3 shows here
+            error = MountError(f"the FUSE library can't be loaded: {exc}")
+    if error is not None:
+        raise error
+
+
+def _import_behind() -> type[Behind]:
+    from fused.behind import Behind
+
+    return Behind
 
 
 def _raise_descriptor_limit() -> None:
@@ -109,6 +131,8 @@ class Daemon:
         self._root_fd = root_fd
         self._store = store
         self._node = node
+        from fused.fs.filesystem import FileSystem
+
         changes = ChangeLog(settings.state_dir)
         self._changes = changes
         self._fs = FileSystem(
@@ -118,30 +142,9 @@ class Daemon:
             write_through=settings.write_through,
             read_only=settings.read_only,
         )
-        self._engine = Engine(
-            root_fd=root_fd,
-            changes=changes,
-            store=store,
-            state_dir=settings.state_dir,
-            owner=settings.owner,
-            exclude=settings.exclude,
-            quiet_seconds=settings.quiet_seconds,
-            interval_seconds=settings.interval_seconds,
-            store_id=_store_id(settings),
-            node=node,
-            root=os.fsencode(settings.mountpoint),
-            keep_snapshots=settings.snapshots_kept,
-            public_is_fine=settings.public_is_fine,
-        )
-        self._checks = IndexChecks(
-            root_fd=root_fd,
-            state_dir=settings.state_dir,
-            spec=settings.store_spec,
-            patterns=settings.exclude,
-            changes=changes,
-            engine=self._engine,
-        )
-        self._status = Status(settings, root_fd, self._fs, changes, self._engine, store, node)
+        self._behind: Behind | None = None
+        self._behind_is_there = trio.Event()
+        self._serves = trio.Event()
         self._take_last = True
         self._last_scope = trio.CancelScope()
         self._finished = trio.Event()
@@ -150,11 +153,14 @@ class Daemon:
 
     async def run(self, on_ready: Callable[[], None]) -> int:
         """See `run_daemon`."""
+        from fused.fs.session import MountOptions, serve
+
         settings = self._settings
         state_fd = os.open(settings.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals)
+                nursery.start_soon(self._work_behind)
                 await nursery.start(serve_control, state_fd, self._handlers())
                 if settings.replace_stale:
                     mounts.detach_mounts_of(settings.state_dir, settings.mountpoint)
@@ -167,32 +173,50 @@ class Daemon:
                 )
 
                 def ready() -> None:
-                    # What exists now stays: looking through it again and again would only delay requests.
-                    gc.collect()
+                    # What exists now stays: looking through it again and again would only delay requests. Nor is
+                    # it looked through now, for garbage of a few hundred KiB.
                     gc.freeze()
-                    nursery.start_soon(self._engine.run)
+                    gc.enable()
+                    self._serves.set()
                     log.info("serving mountpoint=%s pid=%d", settings.mountpoint, os.getpid())
                     on_ready()
 
                 await serve(self._fs, options, ready)
                 log.info("unmounted mountpoint=%s", settings.mountpoint)
+                self._serves.set()  # whoever unmounts at once is quicker than the kernel's first request
                 await self._finish()
                 nursery.cancel_scope.cancel()
         finally:
             os.close(state_fd)
             self._fs.close()
-            with trio.CancelScope(shield=True):
-                await self._engine.aclose()
+            if self._behind is not None:
+                with trio.CancelScope(shield=True):
+                    await self._behind.engine.aclose()
         return 0
+
+    async def _work_behind(self) -> None:
+        """Make what works behind the mount, once that serves; it is imported by a thread. Then store."""
+        await self._serves.wait()
+        behind = await trio.to_thread.run_sync(_import_behind)
+        self._behind = behind(self._settings, self._root_fd, self._fs, self._changes, self._store, self._node)
+        gc.freeze()
+        self._behind_is_there.set()
+        await self._behind.engine.run()
+
+    async def _what_is_behind(self) -> Behind:
+        await self._behind_is_there.wait()
+        assert self._behind is not None
+        return self._behind
 
     async def _finish(self) -> None:
         """The mount is gone: store what its last writes changed, and let whoever waits for that know."""
         try:
             if self._take_last and not self._settings.read_only:
-                if self._engine.waiting() is not None:
+                engine = (await self._what_is_behind()).engine
+                if engine.waiting() is not None:
                     self._last_scope.deadline = trio.current_time() + LAST_TRY_SECONDS
                 with self._last_scope:
-                    await self._engine.sync()
+                    await engine.sync()
                 if self._last_scope.cancelled_caught:
                     log.warning("the last snapshot was given up; what changed is stored at the next mount")
         except (IpfsfsError, OSError) as exc:
@@ -204,6 +228,9 @@ class Daemon:
             await self._answered.wait()
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # What holds when the receiver has gone: one that comes while the last things are closed is no death by it.
+            signal.signal(number, signal.SIG_IGN)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
             async with trio.open_nursery() as nursery:
@@ -219,6 +246,8 @@ class Daemon:
 
     async def _leave(self) -> None:
         """Unmount, whoever is still using the mount; they get a while to end by themselves."""
+        from fused.fs.session import stop, unmount
+
         try:
             await unmount(self._settings.mountpoint, lazy=True)
         except MountError as exc:
@@ -229,67 +258,36 @@ class Daemon:
     # --- control ------------------------------------------------------------------------------------------
 
     def _handlers(self) -> Mapping[str, Handler]:
-        return {
-            "status": self._status.report,
-            "sync": self._sync,
-            "writers": self._writers,
-            "log": self._log,
-            "umount": self._umount,
-            "check-index": self._checks.check,
-            "mend-list": self._checks.mend_list,
-        }
+        behind = {op: self._handed_on(op) for op in ("status", "sync", "log", "check-index", "mend-list")}
+        return {**behind, "writers": self._writers, "umount": self._umount}
 
-    async def _sync(self, _args: Mapping[str, object], report: Report) -> Json:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._report_progress, report)
-            row: SnapshotRow | Exception
-            try:
-                row = await self._engine.sync(verify=True)
-            except Exception as exc:  # kept out of the nursery, which would wrap it into a group
-                row = exc
-            nursery.cancel_scope.cancel()
-        if isinstance(row, Exception):
-            raise row
-        left_out = [(path, why) for path, why in self._engine.notes.skipped() if why != NESTED_MOUNT]
-        return describe(row) | {"skipped": named(left_out)}
+    def _handed_on(self, op: str) -> Handler:
+        """What is behind the mount answers, once it is there."""
 
-    async def _report_progress(self, report: Report) -> None:
-        while True:
-            now = self._engine.progress
-            report(now.phase, now.done, now.total, "files")
-            await trio.sleep(PROGRESS_SECONDS)
+        async def handler(args: Mapping[str, object], report: Report) -> Mapping[str, object]:
+            return await (await self._what_is_behind()).handlers[op](args, report)
+
+        return handler
 
     async def _writers(self, _args: Mapping[str, object], _report: Report) -> Json:
         return {"paths": [os.fsdecode(path) for path in self._fs.writers()]}
 
-    async def _log(self, args: Mapping[str, object], _report: Report) -> Json:
-        limit = args.get("limit")
-        rows = await self._engine.snapshots(limit if isinstance(limit, int) else -1)
-        return {"snapshots": [describe(row) for row in rows]}
-
     async def _umount(self, args: Mapping[str, object], report: Report) -> Json:
         """Unmount, then wait for the last snapshot. With `now`, don't take one, and say what is not stored."""
+        from fused.fs.session import unmount
+
         self._take_last = args.get("now") is not True
         self._answered = trio.Event()
         try:
             await unmount(self._settings.mountpoint)
+            behind = await self._what_is_behind()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._report_progress, report)
+                nursery.start_soon(behind.report_progress, report)
                 await self._finished.wait()
                 nursery.cancel_scope.cancel()
-            left = self._engine.waiting() or self._changes.dirty_counts()
-            none = self._engine.clean()
-            unstored = {"files": 0 if none else left.files, "bytes": 0 if none else left.bytes}
-            last = self._engine.last
-            return {"snapshot": None if last is None else format_cid(last.cid), "unstored": unstored}
+            return behind.left()
         except MountError:
             self._take_last = True
             raise
         finally:
             self._answered.set()
-
-
-def _store_id(settings: Settings) -> str:
-    """Tells whether the index is about this store."""
-    kind = settings.store_spec.kind
-    return f"{kind} {os.path.realpath(settings.store_dir)}" if kind == "embedded" else settings.store

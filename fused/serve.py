@@ -5,6 +5,7 @@ Nothing that the process uses may lie under its own mount, or it waits for itsel
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -78,16 +79,30 @@ def serve(settings: Settings, root_fd: int, on_ready: Callable[[], None]) -> int
     import faulthandler
 
     faulthandler.enable()
+    gc.disable()  # until it serves: nothing that is imported is garbage, and looking for some takes a tenth of the time
     try:
+        _import_trio()
         import trio
 
         from fused.daemon import run_daemon
-    except ImportError as exc:  # a missing libfuse3 shows here
-        raise MountError(f"the FUSE library can't be loaded: {exc}") from exc
+    except ImportError as exc:
+        raise MountError(f"a library is missing: {exc}") from exc
     try:
         return trio.run(run_daemon, settings, root_fd, on_ready)
     except BaseExceptionGroup as group:
         raise _only(group) from group
+
+
+def _import_trio() -> None:
+    """Without running ldconfig, which `ctypes.util.find_library` does to find the library for names of threads."""
+    import ctypes.util
+
+    stock = ctypes.util.find_library
+    ctypes.util.find_library = lambda name: f"lib{name}.so.0"  # as glibc calls it; without it threads have no names
+    try:
+        import trio  # noqa: F401
+    finally:
+        ctypes.util.find_library = stock
 
 
 def _only(exc: BaseException) -> BaseException:

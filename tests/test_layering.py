@@ -20,6 +20,7 @@ LAYERS = [
     {"view", "sync"},
     {"fs", "check"},
     {"status"},
+    {"behind"},
     {"daemon"},
     {"serve"},
     {"supervise"},
