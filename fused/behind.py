@@ -108,7 +108,8 @@ class Behind:
         none = self.engine.clean()
         unstored = {"files": 0 if none else left.files, "bytes": 0 if none else left.bytes}
         last = self.engine.last
-        return {"snapshot": None if last is None else format_cid(last.cid), "unstored": unstored}
+        snapshot = None if last is None else format_cid(last.cid)
+        return {"snapshot": snapshot, "unstored": unstored, "scanned": self.engine.scanned}
 
 
 def _store_id(settings: Settings) -> str:

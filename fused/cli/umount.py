@@ -62,6 +62,11 @@ def run(args: argparse.Namespace) -> int:
     unstored = cast("dict[str, int] | None", result.get("unstored"))
     if args.json:
         print_json(result)
+    elif result.get("scanned") is False and args.now:
+        say(
+            f"not all of {target.mountpoint} had been looked at, so how much is not stored yet is not known; "
+            "the next mount of it does it"
+        )
     elif unstored and unstored["files"]:
         left = f"{counted(unstored['files'], 'file')} ({human_bytes(unstored['bytes'])}) not stored yet"
         if args.now:

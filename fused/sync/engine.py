@@ -155,6 +155,11 @@ class Engine:
         """Whether everything is in the last snapshot, as far as we know."""
         return self._scanned and self.last is not None and not self._changes.dirty()
 
+    @property
+    def scanned(self) -> bool:
+        """Whether all files have been looked at since the start; if not, more may have changed than is known."""
+        return self._scanned
+
     def waiting(self) -> Waiting | None:
         """What waits for a store that fails; None if it works, or nothing is to be stored."""
         if self._failing is None or self.clean():

@@ -30,7 +30,11 @@ def test_umount_takes_a_last_snapshot_of_what_was_written_just_before(background
     done = background.umount("--json")
     assert done.stderr == ""
     result = json.loads(done.stdout)
-    assert result == {"snapshot": snapshots(background)[0]["snapshot"], "unstored": {"files": 0, "bytes": 0}}
+    assert result == {
+        "snapshot": snapshots(background)[0]["snapshot"],
+        "unstored": {"files": 0, "bytes": 0},
+        "scanned": True,
+    }
     assert background.is_plain()
     listed = background.ipfsfs("ls", "--store-dir", background.store, result["snapshot"]).stdout
     assert "last" in listed

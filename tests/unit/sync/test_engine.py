@@ -53,7 +53,9 @@ async def test_nothing_changed_is_the_same_snapshot(covered: Covered) -> None:
     first = await covered.engine.sync()
     assert await covered.engine.sync() == first
     await covered.restart()
+    assert not covered.engine.scanned
     assert await covered.engine.sync() == first
+    assert covered.engine.scanned
     assert len(await covered.engine.snapshots()) == 1
 
 
