@@ -228,9 +228,9 @@ class Daemon:
             await self._answered.wait()
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for each in (signal.SIGTERM, signal.SIGINT):
             # What holds when the receiver has gone: one that comes while the last things are closed is no death by it.
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(each, signal.SIG_IGN)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
             async with trio.open_nursery() as nursery:
