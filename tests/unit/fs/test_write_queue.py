@@ -67,13 +67,17 @@ async def test_the_queue_is_short_until_large_writes_have_ended(controls: Contro
         nursery.cancel_scope.cancel()
 
 
-async def test_it_is_shorter_still_while_the_disk_holds_writes_up(
+async def test_while_the_disk_holds_writes_up_less_is_dirty_and_nobody_waits_behind_another(
     controls: Controls, autojump_clock: MockClock
 ) -> None:
     queue = controls.queue()
-    for slow, dirty in ((True, DIRTY_BYTES_WHILE_SLOW), (False, DIRTY_BYTES), (True, DIRTY_BYTES_WHILE_SLOW)):
+    for slow, expected in (
+        (True, (12, DIRTY_BYTES_WHILE_SLOW)),
+        (False, (REQUESTS_WHILE_WRITING, DIRTY_BYTES)),
+        (True, (12, DIRTY_BYTES_WHILE_SLOW)),
+    ):
         queue.large_write(slow=slow)
-        assert controls.now() == (REQUESTS_WHILE_WRITING, dirty)
+        assert controls.now() == expected
 
 
 async def test_nothing_is_written_for_each_write(controls: Controls) -> None:
@@ -93,7 +97,7 @@ async def test_what_is_small_already_is_not_made_larger(tmp_path: Path) -> None:
 
 async def test_one_number_is_set_where_the_other_can_not_be(controls: Controls) -> None:
     requests = Setting(str(controls.requests), str(controls.requests), b"12\n", 12)
-    WriteQueue(requests, None).large_write(slow=True)
+    WriteQueue(requests, None).large_write(slow=False)
     assert controls.now() == (REQUESTS_WHILE_WRITING, 50_000_000)
 
 
