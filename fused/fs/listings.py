@@ -97,9 +97,12 @@ class Listings:
     def _let_go(self, listing: Listing) -> None:
         listing.kept = False
         self._count -= len(listing.names)
-        for inode in listing.inodes:
+        # Whoever is walking through it goes on. Another listing may soon fill `shown` again, of a file that has another
+        # name by then, and its own name may be another file's.
+        for index, inode in enumerate(listing.inodes):
             if inode is not None:
                 inode.shown = None
+                listing.inodes[index] = None
 
 
 def _stamp(st: os.stat_result) -> tuple[int, int]:

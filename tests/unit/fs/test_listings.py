@@ -223,6 +223,19 @@ def test_an_open_directory_goes_on_with_the_names_that_it_had(fs: FileSystem) ->
     assert b"new" in list_root(fs)
 
 
+def test_an_open_directory_shows_no_file_under_a_name_that_another_has_now(fs: FileSystem) -> None:
+    list_root(fs)
+    fh = fs.tree.opendir(1)
+    run_inline(fs.tree.list(fh))
+    moved = look(fs, b"other")
+    fs.tree.rename(1, b"other", 1, b"elsewhere", 0, None)
+    fs.tree.mkdir(1, b"other", 0o755, CALLER)
+    list_root(fs)
+    assert fs.inodes.get(moved).shown is not None, "under its new name"
+    assert dict(listed(fs, fh))[b"other"].ino == look(fs, b"other") != moved
+    fs.tree.releasedir(fh)
+
+
 def test_where_all_names_of_a_reply_have_vanished_the_listing_goes_on(covered: Path, fs: FileSystem) -> None:
     for i in range(300):
         (covered / "sub" / f"f{i}").write_bytes(b"")
