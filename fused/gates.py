@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _YES = frozenset({"1", "true", "yes"})
-_DEVICE = "/dev/fuse"
+DEVICE = "/dev/fuse"
 _FUSE_CONF = "/etc/fuse.conf"
 
 
@@ -46,21 +46,32 @@ def fuse_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:
 
     fusermount3 opens the device with the rights of the user who calls it, so everybody needs access to it.
     """
-    if not os.path.exists(_DEVICE):
-        return f"{_DEVICE} does not exist (is the fuse kernel module loaded, or the device passed to this container?)"
+    return device_obstacle() or fusermount_obstacle(environ)
+
+
+def device_obstacle() -> str | None:
+    """Why the FUSE device can't be used by us."""
+    if not os.path.exists(DEVICE):
+        return f"{DEVICE} does not exist (is the fuse kernel module loaded, or the device passed to this container?)"
     try:
-        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
-        return f"{_DEVICE} can't be opened: {exc.strerror}"
-    if os.geteuid() != 0 and not _finds_fusermount3(environ):
+        return f"{DEVICE} can't be opened: {exc.strerror}"
+    return None
+
+
+def fusermount_obstacle(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Whether fusermount3 is missing. Root needs none."""
+    if os.geteuid() != 0 and find_fusermount3(environ) is None:
         return "fusermount3 is not installed (Debian and Ubuntu: package fuse3)"
     return None
 
 
-def _finds_fusermount3(environ: Mapping[str, str]) -> bool:
+def find_fusermount3(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where fusermount3 is."""
     import shutil  # 7 ms, and `ipfsfs status` asks only for the gates
 
-    return shutil.which("fusermount3", path=environ.get("PATH")) is not None
+    return shutil.which("fusermount3", path=environ.get("PATH"))
 
 
 def allow_other_obstacle() -> str | None:

@@ -60,15 +60,59 @@ def _close_to_others(fd: int, path: str, what: str) -> None:
     os.fchmod(fd, 0o700)
     if not st.st_mode & _WRITABLE_BY_OTHERS:
         return
+    if why := _theirs(fd, st, path, what):
+        os.fchmod(fd, stat.S_IMODE(st.st_mode))
+        raise UsageError(why)
+
+
+def _theirs(fd: int, st: os.stat_result, path: str, what: str) -> str | None:
+    """What in a directory that others could write to may be theirs, as a sentence."""
     for name in os.listdir(fd):
         inside = os.stat(name, dir_fd=fd, follow_symlinks=False)
         link = stat.S_ISLNK(inside.st_mode) or (stat.S_ISREG(inside.st_mode) and inside.st_nlink > 1)
         if inside.st_uid != st.st_uid or link or inside.st_mode & _WRITABLE_BY_OTHERS:
-            os.fchmod(fd, stat.S_IMODE(st.st_mode))
-            raise UsageError(
+            return (
                 f"{what} {path} could be written by other users, and {os.path.join(path, name)} may be theirs; "
                 "look at it, then remove the directory or choose another"
             )
+    return None
+
+
+def obstacle(path: str, what: str) -> str | None:
+    """Why `prepare` would fail, as far as can be told without changing anything; None if it would not."""
+    whole = os.path.abspath(path)
+    try:
+        for way in dict.fromkeys((whole, os.path.realpath(whole))):
+            for place in reversed(_ancestors(way)):
+                if not os.path.isdir(place):
+                    return _unmakeable(place, path, what)
+                if why := _swappable(place, itself=place == way):
+                    return f"{what} {path} is not safe: {why}"
+        return _unusable(whole, path, what)
+    except OSError as exc:
+        return f"{what} {path} can't be used: {exc.strerror}"
+
+
+def _unmakeable(place: str, path: str, what: str) -> str | None:
+    if os.path.lexists(place):
+        return f"{what} {path} can't be used: {place} is not a directory"
+    parent = os.path.dirname(place)
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+        return f"{what} {path} can't be made: {parent} is not ours to write"
+    return None
+
+
+def _unusable(whole: str, path: str, what: str) -> str | None:
+    fd = os.open(whole, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        st = os.fstat(fd)
+        if st.st_uid != os.geteuid():
+            return f"{what} {path} belongs to another user (uid {st.st_uid})"
+        if not os.access(whole, os.W_OK | os.X_OK, effective_ids=True):
+            return f"{what} {path} is not ours to write"
+        return _theirs(fd, st, path, what) if st.st_mode & _WRITABLE_BY_OTHERS else None
+    finally:
+        os.close(fd)
 
 
 def is_ours(path: str) -> bool:

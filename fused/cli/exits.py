@@ -23,7 +23,7 @@ class Exit(IntEnum):
     BUSY = 5
     """Somebody uses what should be undone: open files below a mount, another ipfsfs at work."""
     NO_MOUNT = 6
-    """The mount could not be made, and --require was given."""
+    """The mount could not be made, and --require was given; `doctor`: it could not be made."""
     NOT_FOUND = 7
     """There is no such block, snapshot or path in a snapshot."""
     INTERRUPTED = 130

@@ -29,6 +29,7 @@ COMMANDS = {
     "mount": "cover a directory: store and version what is in it, in the background",
     "umount": "uncover a directory again, after a last snapshot",
     "status": "say how a mount is: what is stored, what is not, what is wrong",
+    "doctor": "say what a mount needs, what of it is there, and what to do about the rest",
     "sync": "store everything that was written so far, and print the snapshot's CID",
     "log": "list the snapshots of a directory, newest first",
     "ls": "list a directory in a snapshot or any other UnixFS tree in the store",

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import stat
-import sys
-import time
-from typing import TYPE_CHECKING
 
-from fused import paths, state
+from fused import state
 from fused.cli.exits import Exit
 from fused.cli.options import DIRECTORY, FILE, add_store, completes
 from fused.cli.output import printable, say
+from fused.cli.place import is_served, refuse
 from fused.config import LOG_LEVELS, ON_CRASH, Settings, load_settings, save_settings
 from fused.errors import Busy, MountError, UsageError
 from fused.fs import mounts
-from fused.gates import allow_other_obstacle, closed_gate, fuse_obstacle, store_only_entries
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from fused.gates import closed_gate, fuse_obstacle, store_only_entries
 
 _FLAGS = (
     "state_dir",
@@ -46,9 +39,6 @@ _FLAGS = (
     "log_level",
     "log_file",
 )
-
-_ENDING_S = 5.0
-"""For the mount of a daemon that was killed a moment ago to be dead."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     gate = None if args.force else closed_gate()
     if gate is not None:
         return _fall_back(settings, f"{gate.name}={gate.value} says not to (--force mounts all the same)")
-    _refuse(settings)
+    refuse(settings)
     obstacle = fuse_obstacle()
     if obstacle is not None:
         return _without_fuse(settings, obstacle, args.require)
@@ -194,113 +184,13 @@ def _fall_back(settings: Settings, why: str, prefix: str = "") -> int:
     return Exit.OK
 
 
-# --- what can't be covered -------------------------------------------------------------------------------
-
-
-def _refuse(settings: Settings) -> None:
-    """Raise UsageError, or Busy, if the mount can't work. Changes nothing."""
-    mountpoint = settings.mountpoint
-    mounted = mounts.find_mount_at(mountpoint)
-    if mounted is not None and _is_served(mounted):
-        raise Busy(f"{mountpoint} is already mounted; `ipfsfs status {mountpoint}` shows it")
-    if mounted is None:  # a dead mount can't be looked at; it was a directory when it was covered
-        _refuse_place(settings)
-    for what, place in _places(settings).items():
-        if paths.lies_in(place, mountpoint):
-            raise UsageError(
-                f"{mountpoint} can't be covered: {what} ({place}) lies in it, the daemon would wait for itself"
-            )
-    for what, place in (("state directory", settings.state_dir), ("store", settings.store_dir)):
-        if paths.lies_in(mountpoint, place):
-            raise UsageError(f"{mountpoint} can't be covered: it lies in the {what} ({place})")
-    if settings.allow_other:
-        obstacle = allow_other_obstacle()
-        if obstacle is not None:
-            raise UsageError(obstacle)
-
-
-def _is_served(mounted: mounts.MountPoint) -> bool:
-    """Whether the mount's daemon lives, as far as can be told.
-
-    While a killed process ends, the kernel closes its files one by one: its lock may be free already and its mount
-    look alive for some milliseconds more. A daemon that lives holds its lock, so that is waited for.
-    """
-    deadline = time.monotonic() + _ENDING_S
-    while not mounts.is_stale(mounted.path):
-        if mounted.state_dir is None or state.is_locked(mounted.state_dir) or time.monotonic() > deadline:
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def _refuse_place(settings: Settings) -> None:
-    """What must hold for the directory itself, or for the place where it is to be made."""
-    mountpoint = settings.mountpoint
-    try:
-        st = os.stat(mountpoint)
-    except FileNotFoundError:
-        parent = next(place for place in paths.ancestors(os.path.dirname(mountpoint)) if os.path.lexists(place))
-        if not os.path.isdir(parent):
-            raise UsageError(f"{mountpoint} can't be made: {parent} is not a directory") from None
-        if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
-            raise UsageError(f"{mountpoint} does not exist, and {parent} is not ours to write") from None
-        return
-    except NotADirectoryError:
-        raise UsageError(f"{mountpoint} is below something that is not a directory") from None
-    except OSError as exc:
-        raise UsageError(f"{mountpoint} can't be looked at: {exc.strerror}") from None
-    if not stat.S_ISDIR(st.st_mode):
-        raise UsageError(f"{mountpoint} is not a directory")
-    root = os.geteuid() == 0
-    if not os.access(mountpoint, os.R_OK | os.X_OK, effective_ids=True):
-        raise UsageError(f"{mountpoint} is not ours to read")
-    # fusermount3 wants write access for a read-only mount too; root may cover a read-only file system.
-    if not os.access(mountpoint, os.W_OK, effective_ids=True):
-        read_only_disk = bool(os.statvfs(mountpoint).f_flag & os.ST_RDONLY)
-        if not (root and (settings.read_only or read_only_disk)):
-            why = "on a read-only file system, which only root can cover" if read_only_disk else "not ours to write"
-            raise UsageError(f"{mountpoint} is {why}")
-    if not root and st.st_mode & stat.S_ISVTX and st.st_uid != os.geteuid():
-        raise UsageError(f"{mountpoint} is shared (sticky) and belongs to another user")
-
-
-def _places(settings: Settings) -> Mapping[str, str]:
-    """What the daemon uses while it serves, by name: none of it may lie under the mount."""
-    import fused
-
-    places = {
-        "the state directory": settings.state_dir,
-        "the store": settings.store_dir,
-        "ipfsfs itself": os.path.dirname(os.path.abspath(fused.__file__)),
-        "the Python that runs ipfsfs": os.path.realpath(sys.executable),
-        "the Python environment of ipfsfs": sys.prefix,
-        "the Python installation": sys.base_prefix,
-    }
-    if settings.log_file is not None:
-        places["the log file"] = settings.log_file
-    spec = settings.store_spec
-    if spec.auth_file is not None:
-        places["the file with the node's authorization"] = spec.auth_file
-    if spec.ca_file is not None:
-        places["the file with certificates"] = spec.ca_file
-    if spec.kind != "embedded":
-        # Storing changes it, which would have to be stored. Where the node behind a URL keeps its own, we can't know.
-        repository = spec.address if spec.kind == "ipfs-kit" else None
-        if spec.address is None or repository is not None:
-            places["the node's repository"] = repository or os.environ.get("IPFS_PATH") or os.path.expanduser("~/.ipfs")
-        socket = re.fullmatch(r"(?:unix://|/unix)(/.*)", spec.address or "")
-        if socket is not None:
-            places["the node's socket"] = socket[1]
-    return places
-
-
 # --- making the place ------------------------------------------------------------------------------------
 
 
 def _detach_dead(settings: Settings) -> None:
     """Take dead mounts of ours away from the mountpoint (several may lie on each other). We hold the lock."""
     while (mounted := mounts.find_mount_at(settings.mountpoint)) is not None:
-        if mounted.state_dir != settings.state_dir and _is_served(mounted):
+        if mounted.state_dir != settings.state_dir and is_served(mounted):
             raise Busy(f"{settings.mountpoint} is already mounted")
         mounts.detach(settings.mountpoint)
         say(f"the daemon of {settings.mountpoint} had died; its dead mount was taken away")

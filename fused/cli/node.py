@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _NAMED = 3
 
-_REACHES = {
+REACHES = {
     "public": "is public: whoever knows the CID of something in it can get that",
     "private": "is private: only who has its swarm key gets anything",
     "offline": "is offline: nobody else gets anything from it, until it is started with a network",
@@ -37,18 +37,22 @@ def greet_node(settings: Settings, root_fd: int) -> None:
         say(f"warning: what is written stays local until the node can be reached: {status.error}")
         return
     if status.reach not in ("private", "offline") and not settings.public_is_fine:
-        _refuse_credentials(settings, root_fd, status)
+        why = credentials_obstacle(settings, root_fd, status)
+        if why is not None:
+            raise UsageError(why)
     version = "" if status.version is None else f" ({status.version})"
-    say(f"the node at {status.address}{version} {_REACHES[status.reach]}")
+    say(f"the node at {status.address}{version} {REACHES[status.reach]}")
 
 
-def _refuse_credentials(settings: Settings, root_fd: int, status: NodeStatus) -> None:
+def credentials_obstacle(settings: Settings, root_fd: int, status: NodeStatus) -> str | None:
+    """Why what is in the directory should not go to a node that may be public."""
     excludes = Excludes([*settings.exclude, *read_ignore_file(root_fd)])
     found = list(islice(find_credentials(root_fd, os.fsencode(settings.mountpoint), excludes), _NAMED + 1))
     if found:
         named = ", ".join(os.fsdecode(path) for path in found[:_NAMED]) + (", …" if len(found) > _NAMED else "")
-        raise UsageError(
+        return (
             f"{settings.mountpoint} is not mounted: it has files that look like credentials ({named}), and the node at "
-            f"{status.address} {_REACHES[status.reach]}; leave them out (--exclude PATTERN, or .ipfsfsignore), use "
+            f"{status.address} {REACHES[status.reach]}; leave them out (--exclude PATTERN, or .ipfsfsignore), use "
             "another store (--store embedded), or say --i-understand-this-is-public"
         )
+    return None

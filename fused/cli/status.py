@@ -48,7 +48,7 @@ examples:
 def run(args: argparse.Namespace) -> int:
     """Run `ipfsfs status`."""
     target = find_target(args.dir, args.state_dir)
-    report, code = _report(target)
+    report, code = report_of(target)
     report["gates"] = [gate._asdict() for gate in gates()]
     if args.json:
         print_json(report)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 # --- what there is to say --------------------------------------------------------------------------------
 
 
-def _report(target: Target) -> tuple[Json, Exit]:
+def report_of(target: Target) -> tuple[Json, Exit]:
     """The daemon's own report, or what can be told without one."""
     seen = state.read_supervision(target.state_dir)
     supervised = seen is not None and state.is_locked(target.state_dir)

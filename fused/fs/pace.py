@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 5.0
 MAX_PATIENCE_SECONDS = 80.0
 """How long all writes are made in threads after one that was held up: at first, and at most."""
 
-_PASSED_ON = ("fuse", "9p", "virtiofs")
+PASSED_ON = ("fuse", "9p", "virtiofs")
 """How the names of those file systems begin that usually hand each write to another process, or machine, and wait."""
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
@@ -41,7 +41,7 @@ class Pace:
     ) -> None:
         """`device` is the file system's st_dev."""
         kind = type_of(device) or ""
-        self._never = kind.startswith(_PASSED_ON)
+        self._never = kind.startswith(PASSED_ON)
         self._dirty = None if self._never or kind in IN_MEMORY else dirty or DirtyMemory()
         self._until = 0.0
         self._patience = PATIENCE_SECONDS

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _FORMAT_LINE = "ipfsfs store"
 _IGNORED = {"lost+found", "lock"}
+_SQLITE = b"SQLite format 3\0"
+"""How each database begins: sqlite.org, Database File Format, 1.3."""
+
 _BESIDE = ("-wal", "-shm", "-journal")
 """Files that SQLite makes beside a database; the last until it is told to use the first."""
 
@@ -48,6 +51,30 @@ def prepare(root: str) -> None:
         raise StoreUnavailable(database.explain_os_error(root, err)) from err
 
 
+def inspect(root: str) -> bool:
+    """Whether there is a store at `root`; False if one could be made there. Makes, opens and locks nothing.
+
+    So not as much is looked at as by `prepare`: SQLite makes files beside a database that it only reads.
+    Raises StoreUnavailable.
+    """
+    marker = Path(root, "format")
+    try:
+        if marker.exists():
+            _check_marker(root, marker)
+            path = _check_database_file(root)
+            if not os.access(path, os.W_OK, effective_ids=True):
+                raise StoreUnavailable(f"the store's database {path} is not ours to write")
+            with open(path, "rb") as stream:
+                if stream.read(len(_SQLITE)) != _SQLITE:
+                    raise StoreDamaged(database.damaged_sentence(root, "it holds something else"))
+            return True
+        if os.path.isdir(root):
+            _refuse_foreign(root)
+        return False
+    except OSError as err:
+        raise StoreUnavailable(database.explain_os_error(root, err)) from err
+
+
 @contextmanager
 def _locked(root: str) -> Iterator[None]:
     fd = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -59,12 +86,7 @@ def _locked(root: str) -> Iterator[None]:
 
 
 def _make(root: str, marker: Path) -> None:
-    ours = {database.NAME + suffix for suffix in ("", *_BESIDE)} | {"blobs", "tmp", "format.new"}
-    foreign = sorted(set(os.listdir(root)) - ours - _IGNORED)
-    if foreign:
-        raise StoreUnavailable(
-            f"{root} holds other files ({foreign[0]!r}) and is not a block store; choose another with --store-dir"
-        )
+    _refuse_foreign(root)
     for name in ("blobs", "tmp"):
         Path(root, name).mkdir(mode=0o700, exist_ok=True)
     path = os.path.join(root, database.NAME)
@@ -84,6 +106,15 @@ def _make(root: str, marker: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _refuse_foreign(root: str) -> None:
+    ours = {database.NAME + suffix for suffix in ("", *_BESIDE)} | {"blobs", "tmp", "format.new"}
+    foreign = sorted(set(os.listdir(root)) - ours - _IGNORED)
+    if foreign:
+        raise StoreUnavailable(
+            f"{root} holds other files ({foreign[0]!r}) and is not a block store; choose another with --store-dir"
+        )
 
 
 def _holds_tables(root: str, path: str) -> bool:
@@ -120,7 +151,7 @@ def _make_database(root: str, path: str) -> None:
         raise StoreUnavailable(f"the store {root} can't be made: {err}") from err
 
 
-def _check(root: str, marker: Path) -> None:
+def _check_marker(root: str, marker: Path) -> None:
     line = marker.read_text(errors="replace").strip()
     what, _, version = line.rpartition(" ")
     if what != _FORMAT_LINE or not version.isdecimal():
@@ -129,12 +160,22 @@ def _check(root: str, marker: Path) -> None:
         raise StoreUnavailable(
             f"the store {root} has format {version}, made by a newer ipfsfs; this one reads up to {database.FORMAT}"
         )
+
+
+def _check_database_file(root: str) -> str:
+    """The path of the database, which is there and not empty."""
     path = os.path.join(root, database.NAME)
     if not os.path.exists(path):
         raise StoreDamaged(database.damaged_sentence(root, "it is missing"))
     if os.path.getsize(path) == 0:
         # SQLite would take this for a new, empty database.
         raise StoreDamaged(database.damaged_sentence(root, "it is empty"))
+    return path
+
+
+def _check(root: str, marker: Path) -> None:
+    _check_marker(root, marker)
+    path = _check_database_file(root)
     try:
         with closing(database.connect(path)) as c:
             application_id = c.execute("PRAGMA application_id").fetchone()[0]

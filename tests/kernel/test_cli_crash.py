@@ -16,7 +16,7 @@ import pytest
 
 from fused import state
 from fused.cli.exits import Exit
-from fused.cli.mount import _is_served
+from fused.cli.place import is_served
 from fused.fs import mounts
 from tests.support.background import Background
 from tests.support.plainmount import PlainMount
@@ -165,7 +165,7 @@ def test_mounting_waits_for_a_daemon_that_was_killed_a_moment_ago(
 
     monkeypatch.setattr(mounts, "is_stale", look_and_tell)
     answers: list[bool] = []
-    waiting = threading.Thread(target=lambda: answers.append(_is_served(mounted)))
+    waiting = threading.Thread(target=lambda: answers.append(is_served(mounted)))
     waiting.start()
     assert looked.wait(20)
     plain_mount.process.kill()

@@ -188,3 +188,42 @@ def test_state_is_private(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
+
+
+def test_doctor_says_what_keeps_a_user_from_mounting(tmp_path: Path) -> None:
+    run_as_user(
+        """
+        def failures(path):
+            done = ipfsfs("doctor", "--json", path, check=False)
+            answer = json.loads(done.stdout)
+            assert answer["ok"] is (done.returncode == 0), done
+            return done.returncode, {c["name"]: c["detail"] for c in answer["checks"] if c["state"] == "fail"}
+
+        assert failures(place) == (0, {})
+        closed = here / "closed"
+        closed.mkdir()
+        closed.chmod(0o500)
+        code, found = failures(closed)
+        assert (code, found) == (2, {"directory": f"{closed} is not ours to write"}), found
+        assert ipfsfs("mount", closed, check=False).returncode == 2
+        assert "not ours to write" in failures(closed / "below")[1]["directory"]
+        no_new_privileges = ["setpriv", "--no-new-privs", sys.executable, "-m", "fused", "doctor"]
+        done = subprocess.run(no_new_privileges, capture_output=True, text=True)
+        assert done.returncode == 6 and "no_new_privs" in done.stdout, done
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to close the device")
+def test_doctor_says_that_the_device_is_closed(tmp_path: Path) -> None:
+    run_as_user(
+        """
+        done = ipfsfs("doctor", place, check=False)
+        assert done.returncode == 6, done
+        assert "/dev/fuse can't be opened: Permission denied" in done.stdout
+        assert ipfsfs("mount", "--require", place, check=False).returncode == 6
+        """,
+        tmp_path,
+        prepare="chmod 600 /dev/fuse",
+    )

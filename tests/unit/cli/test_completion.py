@@ -75,6 +75,7 @@ def test_bash_completes_commands(scripts: Path) -> None:
 def test_bash_completes_options_of_the_command(scripts: Path) -> None:
     assert complete(scripts, "ipfsfs", "mount", "--re") == {"--require", "--read-only", "--read-seconds"}
     assert complete(scripts, "ipfsfs", "sync", "--re") == set()
+    assert complete(scripts, "ipfsfs", "doctor", "--js") == {"--json"}
 
 
 def test_bash_completes_values(scripts: Path) -> None:
@@ -86,4 +87,5 @@ def test_bash_completes_directories_and_not_files(scripts: Path) -> None:
     (scripts / "some-directory").mkdir(exist_ok=True)
     (scripts / "some-file").touch()
     assert complete(scripts, "ipfsfs", "mount", "some-") == {"some-directory"}
+    assert complete(scripts, "ipfsfs", "doctor", "some-") == {"some-directory"}
     assert complete(scripts, "ipfsfs", "mount", "--store-dir", "some-") == {"some-directory"}

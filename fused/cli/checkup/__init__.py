@@ -1,0 +1,1 @@
+"""What `ipfsfs doctor` looks at. Nothing here makes or changes anything."""
