@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Say what a mount needs, what of it is there, and what to do about the rest: the gates, FUSE, the settings, "
         "and, with DIR, the directory, its state directory and its store. Nothing is made or changed. Exit code 0: a "
-        "mount would be made and serve, or does, or is left out on purpose by a gate, as `ipfsfs mount` ends with 0 then; "
+        "mount would be made and serve, or does, or a gate says not to, when `ipfsfs mount` ends with 0, too; "
         "else that of the first failure: 2 the directory or a setting, 4 daemon or store, 5 busy, 6 no FUSE."
     )
     parser.epilog = """\
@@ -39,9 +39,9 @@ examples:
 """
     about = "the directory to cover, or a covered one (default: none, only this machine)"
     completes(parser.add_argument("dir", metavar="DIR", nargs="?", help=about), DIRECTORY)
-    completes(parser.add_argument("--state-dir", metavar="DIR", help="as for `ipfsfs mount`"), DIRECTORY)
+    completes(parser.add_argument("--state-dir", metavar="DIR", help="as for ipfsfs mount"), DIRECTORY)
     add_store(parser, "what the settings say, else embedded")
-    completes(parser.add_argument("--store-dir", metavar="DIR", help="as for `ipfsfs mount`"), DIRECTORY)
+    completes(parser.add_argument("--store-dir", metavar="DIR", help="as for ipfsfs mount"), DIRECTORY)
     add_json(parser)
 
 
