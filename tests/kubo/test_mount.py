@@ -232,3 +232,22 @@ def test_a_node_that_wants_authorization_gets_it_from_a_file(
     assert refused.returncode in (4, 7)
     everything = mount.log_text() + (mount.state / "settings.json").read_text() + json.dumps(mount.status())
     assert secret not in everything
+
+
+def test_doctor_asks_the_node_and_leaves_no_trace(node: KuboNode, new_mount: Callable[..., MountProcess]) -> None:
+    background = Background(new_mount())
+
+    def doctor() -> tuple[int, dict[str, dict[str, str]]]:
+        places = [*store_at(node), *background.places]
+        done = background.ipfsfs("doctor", "--json", *places, background.path, check=False)
+        return done.returncode, {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+
+    before = sorted(background.base.base.rglob("*")), pinned(node)
+    code, checks = doctor()
+    assert (code, checks["store"]["state"]) == (0, "ok"), checks
+    assert node.url.removeprefix("http://") in checks["store"]["detail"]
+    assert str(node.rpc("version")["Version"]) in checks["store"]["detail"]
+    assert (sorted(background.base.base.rglob("*")), pinned(node)) == before
+    node.stop()
+    code, checks = doctor()
+    assert (code, checks["store"]["state"]) == (0, "warn"), checks
