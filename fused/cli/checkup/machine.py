@@ -26,10 +26,10 @@ _MAPS = "/proc/self/maps"
 _CAP_SYS_ADMIN = 21  # Linux include/uapi/linux/capability.h
 
 _NEWER = (
-    ((5, 8), "the store syncs each file of its own instead of many at once"),
-    ((5, 11), "the kernel asks for capabilities before each small write of a mount with --allow-other"),
+    ((5, 8), "the store syncs each of its files by itself instead of many at once"),
+    ((5, 11), "the kernel asks for capabilities before each small write"),
     ((6, 2), "other requests wait longer beside large copies, as the dirty pages of a mount can't be limited"),
-    ((6, 12), "storing interrupts requests for longer"),
+    ((6, 12), "programs wait longer for their turn while something is stored"),
 )
 """Without which version of Linux what is worse: where `store/blobs.py`, `fs/handshake.py`, `fs/write_queue.py` and
 `turns.py` say why. None of it is needed."""
