@@ -21,8 +21,11 @@ from pathlib import Path
 
 from tests.support.mountproc import MountProcess
 
+FAILED = "what changed can't be stored now"
+"""What the log says of a snapshot that failed, once for each time that it was tried."""
+
 EXPECTED = (
-    r"what changed can't be stored now",
+    FAILED,
     r"the index \S+ (is damaged|can't be read)",
     r"the last snapshot failed",
     r"the store does not have the last snapshot any more",
@@ -117,11 +120,16 @@ class Disturber(threading.Thread):
             self.counts["indexes damaged"] += 1
 
     def store_gone(self) -> None:
-        """Move the store's directory away, and back."""
+        """Move the store's directory away, and back when a snapshot has failed for it, or none tried in a minute."""
         away = self.mount.store.with_name("store.away")
+        before = self.mount.log_text().count(FAILED)
         os.rename(self.mount.store, away)
         try:
             self._ended.wait(self.rng.uniform(*OUTAGE_SECONDS))
+            give_up = time.monotonic() + 60
+            while self.mount.log_text().count(FAILED) == before and time.monotonic() < give_up:
+                if self._ended.wait(0.2):
+                    break
         finally:
             if self.mount.store.exists():
                 self.failures.append(f"a store was made while it was away: {os.listdir(self.mount.store)}")
