@@ -1,8 +1,7 @@
 """How near the system is to the number of dirty pages at which the kernel puts to sleep whoever writes.
 
 Below it a write to the page cache takes as long as the copying. Above it the kernel holds the writer until the disk has
-made room (Linux mm/page-writeback.c, balance_dirty_pages): 61 seconds for a single write of 1 MiB were seen, after
-1.5 GiB had been written at once to a disk of 40 MB a second. The numbers are in /proc/vmstat, in pages. The limits that
+made room (Linux mm/page-writeback.c, balance_dirty_pages). The numbers are in /proc/vmstat, in pages. The limits that
 a control group with little memory has of its own are not there.
 """
 
