@@ -209,7 +209,7 @@ class Files:
         except OSError as error:
             if quick is not None or error.errno != errno.EOPNOTSUPP:
                 raise
-            self._no_nowait[handle.inode.dev] = filesystem_type(handle.inode.dev) in IN_MEMORY
+            self._no_nowait[handle.inode.dev] = _is_in_memory(handle.inode.dev)
             return self._read_now(handle, offset, size)
         if count == size or offset + count >= os.fstat(fd).st_size:
             return buffer[:count]
