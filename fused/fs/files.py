@@ -321,10 +321,6 @@ class Files:
         else:
             await self._waiting.offload(lambda: sync(fd), on=on)
 
-    def close(self) -> None:
-        """There will be no more requests."""
-        self._pace.close()
-
 
 @functools.cache
 def _is_in_memory(device: int) -> bool:

@@ -96,5 +96,4 @@ class FileSystem:
     def close(self) -> None:
         """Close all descriptors but `root_fd`. The kernel does not send forgets at unmount."""
         self.handles.close()
-        self.files.close()
         self.reach.close()

@@ -33,7 +33,7 @@ MAJOR = 7
 _REQUEST_HEAD = struct.Struct("=IIQQIIIHH")  # length, opcode, unique, …
 _REQUEST = struct.Struct("=IIII")  # major, minor, max_readahead, flags; more follows
 _REPLY_HEAD = struct.Struct("=IiQ")  # length, error, unique
-_REPLY = struct.Struct("=IIIIHHI")  # major, minor, max_readahead, flags, max_background, congestion, max_write; …
+_REPLY = struct.Struct("=IIII")  # major, minor, max_readahead, flags; more follows
 
 _LARGEST = 128 << 10
 """Room for the request. The kernel takes less than 8 KiB for a mistake (FUSE_MIN_READ_BUFFER)."""
@@ -48,12 +48,10 @@ class Wishes:
 
     With `kill_privileges` the daemon sees to it that writing, truncating and chown take set-ID bits away, and the
     kernel remembers which files have none and no capabilities, where it otherwise asks before every single write
-    (Linux fs/fuse/inode.c, process_init_reply: SB_NOSEC). `max_write` is the largest write request in bytes, if it is
-    to be smaller than libfuse's own, for which its buffer is made.
+    (Linux fs/fuse/inode.c, process_init_reply: SB_NOSEC).
     """
 
     kill_privileges: bool = False
-    max_write: int | None = None
 
 
 def changed_reply(request: bytes, reply: bytes, wishes: Wishes) -> bytes:
@@ -71,8 +69,6 @@ def changed_reply(request: bytes, reply: bytes, wishes: Wishes) -> bytes:
         return reply
     if wishes.kill_privileges:
         fields[3] |= offered & HANDLE_KILLPRIV_V2
-    if wishes.max_write is not None:
-        fields[6] = min(fields[6], wishes.max_write)
     changed = bytearray(reply)
     _REPLY.pack_into(changed, _REPLY_HEAD.size, *fields)
     return bytes(changed)

@@ -2,16 +2,14 @@
 
 Writing goes to the page cache and is quick, until the kernel puts whoever writes to sleep because too much is dirty,
 or the disk below has no cache. Threads cost half as much again (1.5 and 2.3 ms for each MiB, on two processors), and a
-write that is held up inline holds up every request. So none is inline while about as much is dirty as the kernel allows
-(`dirty.py`), and besides that the last writes decide. What was slow is tried inline again, rarely: each such trial that
-fails doubles the time until the next.
+write that is held up inline holds up every request. So the last writes decide. What was slow is tried inline again,
+rarely: each such trial that fails doubles the time until the next.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fused.fs.dirty import DirtyMemory
 from fused.fs.mounts import filesystem_type
 
 if TYPE_CHECKING:
@@ -30,32 +28,21 @@ PASSED_ON = ("fuse", "9p", "virtiofs")
 """How the names of those file systems begin that usually hand each write to another process, or machine, and wait."""
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-"""File systems whose pages are never dirty, and which never wait."""
+"""File systems that never wait for a disk."""
 
 
 class Pace:
     """What is known of one local file system. Trio thread only. Times are those of `perf_counter`."""
 
-    def __init__(
-        self, device: int, type_of: Callable[[int], str | None] = filesystem_type, dirty: DirtyMemory | None = None
-    ) -> None:
+    def __init__(self, device: int, type_of: Callable[[int], str | None] = filesystem_type) -> None:
         """`device` is the file system's st_dev."""
-        kind = type_of(device) or ""
-        self._never = kind.startswith(PASSED_ON)
-        self._dirty = None if self._never or kind in IN_MEMORY else dirty or DirtyMemory()
+        self._never = (type_of(device) or "").startswith(PASSED_ON)
         self._until = 0.0
         self._patience = PATIENCE_SECONDS
 
     def inline(self, now: float) -> bool:
         """Whether a write that begins now may be made inline."""
-        if now <= self._until or self._never:
-            return False
-        return self._dirty is None or not self._dirty.near_limit(now)
-
-    def close(self) -> None:
-        """There will be no more writes."""
-        if self._dirty is not None:
-            self._dirty.close()
+        return now > self._until and not self._never
 
     def took(self, seconds: float, now: float, *, inline: bool) -> None:
         """A write has just taken so long, without the time that it waited for its turn."""

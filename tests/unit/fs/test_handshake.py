@@ -34,16 +34,6 @@ def test_the_flag_is_added_and_nothing_else_is_touched() -> None:
     assert changed_reply(request(), reply(tail=tail), KILL) == reply(flags=0x0B | HANDLE_KILLPRIV_V2, tail=tail)
 
 
-def test_the_largest_write_is_made_smaller_and_never_larger() -> None:
-    def largest(wanted: int) -> int:
-        changed = changed_reply(request(), reply(), Wishes(max_write=wanted))
-        (found,) = struct.unpack_from("=I", changed, 36)
-        assert changed[:36] + reply()[36:40] + changed[40:] == reply()
-        return int(found)
-
-    assert (largest(1 << 19), largest(1 << 21)) == (1 << 19, 1 << 20)
-
-
 def test_a_flag_that_the_kernel_does_not_offer_is_not_asked_for() -> None:
     old = request(flags=OFFERED & ~HANDLE_KILLPRIV_V2)
     assert changed_reply(old, reply(), KILL) == reply()
@@ -74,7 +64,7 @@ def test_short_messages_of_old_protocols_are_understood() -> None:
     ],
 )
 def test_whatever_is_not_as_we_know_it_is_left_alone(asked: bytes, answered: bytes) -> None:
-    assert changed_reply(asked, answered, Wishes(kill_privileges=True, max_write=4096)) == answered
+    assert changed_reply(asked, answered, KILL) == answered
 
 
 # With a socket in the place of /dev/fuse
