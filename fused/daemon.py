@@ -15,7 +15,6 @@ import ctypes
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -71,7 +70,6 @@ async def run_daemon(settings: Settings, root_fd: int, on_ready: Callable[[], No
     sys.setswitchinterval(SWITCH_INTERVAL)
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(TIMER_SLACK_NS))
     gc.set_threshold(*GC_THRESHOLDS)
-    _raise_descriptor_limit()
     spec = settings.store_spec
     node = None if spec.kind == "embedded" else make_node_store(spec)
     store = make_store(spec) if node is None else node
@@ -110,17 +108,6 @@ def _import_behind() -> type[Behind]:
     from fused.behind import Behind
 
     return Behind
-
-
-def _raise_descriptor_limit() -> None:
-    """Files that programs have open on the mount are open here too: use all that we may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 1 << 20 if hard == resource.RLIM_INFINITY else hard
-    if soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError) as exc:
-            log.debug("limit of open files stays at %d: %s", soft, exc)
 
 
 class Daemon:

@@ -36,6 +36,10 @@ MAX_TASKS = 64
 request until there are so many; a parked task takes a few KiB."""
 
 
+MOST_FILES = 1 << 20
+"""Open files, where there is no limit: the kernel's own (fs.nr_open), which a process can't go beyond."""
+
+
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """`mountpoint` is absolute. `fsname` comes from `mounts.source_name`."""
@@ -237,9 +241,12 @@ async def _tell_when_ready(ready: trio.Event, on_ready: Callable[[], None]) -> N
 def _raise_file_limit() -> None:
     """Each open file of each program is one of ours, beside cached directories and removed files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            log.debug("the limit of open files stays at %d: %s", soft, error)
 
 
 def stop() -> None:
