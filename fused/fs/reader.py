@@ -15,8 +15,12 @@ from __future__ import annotations
 
 import select
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPIN_SECONDS = 100e-6
 """How long to poll after a request. Longer than an answered program takes to ask again (20-60 us), and about what a
@@ -26,6 +30,10 @@ BUSY_SECONDS = 2e-3
 """How long requests may keep all other tasks of the process from running."""
 
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+def _never() -> bool:
+    return False
 
 
 class RequestReader:
@@ -40,6 +48,8 @@ class RequestReader:
         self._parked: list[trio.lowlevel.Task] = []
         self._closed = False
         self._others_ran = perf_counter()
+        self.threads_work: Callable[[], bool] = _never
+        """Set by the session: whether polling would keep a thread from working."""
 
     async def wait(self) -> bool:
         """Wait until this task may read one request. False if there will be no more.
@@ -78,7 +88,7 @@ class RequestReader:
             ready = poll(0)
             if ready:
                 return ready[0][1]
-            if perf_counter() > give_up:
+            if perf_counter() > give_up or self.threads_work():
                 break
         try:
             await trio.lowlevel.wait_readable(self._fd)

@@ -212,6 +212,7 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
     loop = _loop = _Loop(fd, _wishes(options))
     if loop.reader is not None:
         fs.waiting.before_wait = loop.reader.hand_over
+        loop.reader.threads_work = fs.waiting.threads_work
     write_queue = write_queue_of(options.mountpoint)
     replies_log = logging.getLogger("pyfuse3")
     replies_log.addFilter(_is_worth_a_line)

@@ -31,6 +31,7 @@ class Waiting:
         self.before_wait: Callable[[], None] = _nothing
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
         self._busy: Counter[int] = Counter()  # by Ino
+        self._in_threads = 0
 
     async def offload(self, function: Callable[[], T], *, on: int | None = None) -> T:
         """Run a blocking function in a thread and return what it returns. `on` is the inode that it works on.
@@ -40,15 +41,21 @@ class Waiting:
         self.before_wait()
         if on is not None:
             self._busy[on] += 1
+        self._in_threads += 1
         try:
             return await trio.to_thread.run_sync(function, limiter=self._limiter)
         except RuntimeError as exc:  # "can't start new thread": trio starts one if none is idle
             raise MemoryError(str(exc)) from exc
         finally:
+            self._in_threads -= 1
             if on is not None:
                 self._busy[on] -= 1
                 if not self._busy[on]:
                     del self._busy[on]
+
+    def threads_work(self) -> bool:
+        """Whether a thread runs something, or is about to."""
+        return self._in_threads > 0
 
     def busy(self, ino: int) -> bool:
         """Whether a thread works on the file: then whatever changes it as well may have to wait for that thread.

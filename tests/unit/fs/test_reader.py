@@ -186,3 +186,24 @@ async def test_a_cancelled_parked_task_is_not_given_the_token(pipe: tuple[int, i
         assert served == 2
         reader.close()
         trio.lowlevel.notify_closing(pipe[0])
+
+
+@pytest.mark.parametrize("work", [False, True])
+async def test_nobody_polls_while_a_thread_works(pipe: tuple[int, int], work: bool) -> None:
+    """Polling for longer than the switch interval would keep the thread from the interpreter for so long."""
+    reader = RequestReader(pipe[0], spin_seconds=0.05)
+    reader.threads_work = lambda: work
+    polls = 0
+
+    class Counting:
+        def poll(self, timeout: int) -> list[tuple[int, int]]:
+            nonlocal polls
+            polls += 1
+            return []
+
+    reader._poll = Counting()  # type: ignore[assignment]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.wait)
+        await wait_all_tasks_blocked()
+        assert (polls == 1) is work
+        nursery.cancel_scope.cancel()
