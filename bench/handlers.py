@@ -64,12 +64,12 @@ class Clock:
         return results
 
 
-def by_handlers(clock: Clock, root: Path, spill: Path) -> None:
+def by_handlers(clock: Clock, root: Path, spill: Path, files: int) -> None:
     """One round through the handlers."""
     root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     fs = FileSystem(root_fd, ChangeLog(str(spill)), private=True, write_through=False, read_only=False)
     ours = Handlers(fs, on_init=lambda: None)
-    names = [b"%06d" % i for i in range(FILES)]
+    names = [b"%06d" % i for i in range(files)]
     moved = [name + b"m" for name in names]
 
     def missing(name: bytes) -> None:
@@ -106,10 +106,10 @@ def by_handlers(clock: Clock, root: Path, spill: Path) -> None:
         os.close(root_fd)
 
 
-def by_system_calls(clock: Clock, root: Path) -> None:
+def by_system_calls(clock: Clock, root: Path, files: int) -> None:
     """The same without a file system of ours."""
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    names = [b"%06d" % i for i in range(FILES)]
+    names = [b"%06d" % i for i in range(files)]
     moved = [name + b"m" for name in names]
 
     def missing(name: bytes) -> None:
@@ -135,20 +135,20 @@ def by_system_calls(clock: Clock, root: Path) -> None:
     os.close(at)
 
 
-def measure(at: Path) -> dict[str, dict[str, float]]:
-    """Both in turn; by kind, and then by who did it."""
+def measure(at: Path, files: int = FILES, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+    """Both in turn, with so many files each; by kind of request, and then by who did it. Flush calls nothing."""
     handlers, calls = Clock(), Clock()
 
     async def round_by_handlers(root: Path, spill: Path) -> None:  # they expect trio around them
-        by_handlers(handlers, root, spill)
+        by_handlers(handlers, root, spill, files)
 
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         with tempfile.TemporaryDirectory(dir=at) as made:
             root, spill = Path(made, "root"), Path(made, "spill")
             root.mkdir()
             spill.mkdir()
             trio.run(round_by_handlers, root, spill)
-            by_system_calls(calls, root)
+            by_system_calls(calls, root, files)
     return {kind: {"handler": us, "system call": calls.least.get(kind, 0.0)} for kind, us in handlers.least.items()}
 
 
