@@ -35,9 +35,9 @@ REQUESTS_WHILE_WRITING = 1
 """Writing 1 GiB takes as long with one request at a time as with two: the kernel fills the next one meanwhile."""
 
 DIRTY_BYTES = 32 << 20
-"""Dirty pages while large writes come in. Writing 512 MiB to ext4 was as fast with 32 MiB as without a limit (1,050 MiB a
-second), 0.8 times as fast with 16 MiB, and 0.5 times with 8; a new file of 1 KiB took 25 ms meanwhile (99th percentile),
-without a limit 370, and with 8 MiB 13."""
+"""Dirty pages while large writes come in. Writing 512 MiB to ext4 was as fast with 32 MiB as without a limit (1,050 MiB
+a second), 0.8 times as fast with 16 MiB, and 0.5 times with 8. A new file of 1 KiB took 25 ms meanwhile (99th
+percentile), without a limit 370, and with 8 MiB 13."""
 
 DIRTY_BYTES_WHILE_SLOW = 2 << 20
 """The same while the disk holds writes up: then it is the disk that sets the speed. With one request at a time a new
