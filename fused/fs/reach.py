@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fused.local import layer
@@ -152,7 +153,7 @@ class Reach:
             st = self._stat_name(inode.parent, inode.name)
             if st is not None and inode.is_file_of(st):
                 return st
-        for parent, name in inode.names() if inode.more else ():
+        for parent, name in islice(inode.names(), 1, None):
             st = self._stat_name(parent, name)
             if st is not None and inode.is_file_of(st):
                 return st
