@@ -101,6 +101,8 @@ class BlobFiles:
                 for shard in {_shard(name) for name in names[-len(blocks) :]}:
                     _fsync_directory(shard, self._blobs_fd)
                 os.fsync(self._blobs_fd)  # shards that are new, made by us or by another process a moment ago
+            for fd in fds:
+                _forget_content(fd)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -280,6 +282,13 @@ def _kernel() -> tuple[int, int]:
 def _start_writing_out(fd: int) -> None:
     """Let the disk begin while we fill the next file. A hint: nothing depends on it."""
     _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+def _forget_content(fd: int) -> None:
+    """Take what was synced out of the page cache. Hardly anybody reads it again, for the plain files have it all; and a
+    gigabyte stored would push a gigabyte out of it that programs use. The memory serves for the next file at once: on a
+    virtual machine that has to get fresh memory from its host, storing 1 GiB took 3.6 s instead of 6.7. A hint."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _syncfs(fd: int) -> None:
