@@ -21,7 +21,7 @@ help:
 	@echo 'make test-faults                 full and broken disks, power cuts, signals, limits, clocks'
 	@echo 'make soak [HOURS=1]              the property, model and stress tests in full, for hours'
 	@echo 'make bench-fs [BENCH_FS="FLAG … ROW …"]   beside the local file system and other mounts; takes long, see docs/performance.md'
-	@echo 'make bench [BENCH="ROW …"]       that, do handlers stall each other, how fast are the store and a node: 35 GB of disk'
+	@echo 'make bench [BENCH="ROW …"]       that, do handlers stall each other, what do they cost, how fast are the store and a node: 35 GB of disk'
 	@echo 'make bench-scale                 a million files: time, memory'
 	@echo 'make fuzz [FUZZ_SECONDS=240]     coverage-guided fuzzing of the decoders, each for so long'
 	@echo 'make clean                       remove .venv and what the tools left'
@@ -138,6 +138,7 @@ bench-fs: install-test
 # BENCH names rows of bench/stall.py, or flags, as `--at DIRECTORY` on the disk to be measured.
 bench: bench-fs
 	@$(BIN)/python bench/stall.py --json bench-stall.json $(BENCH)
+	@PYTHONPATH=. $(BIN)/python bench/handlers.py
 	@PYTHONPATH=. $(BIN)/python bench/store.py put
 	@PYTHONPATH=. $(BIN)/python bench/store.py get
 	@PYTHONPATH=. $(BIN)/python bench/node.py --json bench-node.json
