@@ -174,17 +174,13 @@ class ChangeLog:
     def metadata(self, key: FileKey, before: os.stat_result, after: os.stat_result, dirs: Dirs) -> None:
         """The stat of a file changed and its content did not: what is known of the content stays true."""
         with self._lock:
-            single = max(before.st_nlink, after.st_nlink) < 2 and stat_.S_ISREG(after.st_mode)
-            if single and self._frozen is None and key in self._files:
-                # Its directories are dirty with it, and of its content nothing is known that could stay true. The usual
-                # case: the kernel sends a file's time after its writes.
-                self._touch()
-                return
             self._mark_dirs(dirs)
             if max(before.st_nlink, after.st_nlink) > 1 and not stat_.S_ISDIR(after.st_mode):
                 self._linked.add(key)
             if stat_.S_ISDIR(after.st_mode):
                 self._dirs.add(key)
+            elif self._frozen is None and key in self._files:
+                pass  # of content that has changed since nothing is known that could stay true
             elif stat_.S_ISREG(after.st_mode) and key not in self._in_flight:
                 # While a thread writes to the file, the two stats may differ by that as well.
                 was, now = Stat.of(before), Stat.of(after)

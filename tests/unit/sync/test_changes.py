@@ -60,6 +60,21 @@ def test_of_a_dirty_file_nothing_is_carried_over_and_what_was_before_is_not_lost
     assert changes.take_carries() == {key: carried}
 
 
+def test_the_directories_of_a_file_that_changed_too_fast_to_be_captured_are_dirty_with_its_next_chmod(
+    changes: ChangeLog, fd: int
+) -> None:
+    """The snapshot was stored without it: the file is dirty again, and its directories are not."""
+    key = key_of(os.fstat(fd))
+    changes.before_write(key, fd, 0, 3, above)
+    changes.freeze()
+    changes.captured(key, stored=False)
+    changes.thaw(stored=True)
+    assert changes.changed_since(key)
+    assert not changes.dir_changed_since(HERE)
+    chmod(changes, fd, 0o600)
+    assert changes.dir_changed_since(HERE)
+
+
 def test_a_file_that_is_being_stored_and_dirty_again_is_carried_over(changes: ChangeLog, fd: int) -> None:
     """Its content of the instant may be stored with the stat of then, and is looked for with that of now."""
     key = key_of(os.fstat(fd))
