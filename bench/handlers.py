@@ -1,8 +1,8 @@
 """What a request costs in the daemon alone: `PYTHONPATH=. python bench/handlers.py [--at DIRECTORY] [--json FILE]`.
 
-Calls the handlers as pyfuse3 does, without a kernel in front of them, and for comparison the one system call that does
-the same to the directory. What is left of a row of `bench.fs` beyond its requests times these figures is the way there
-and back: the kernel's queue, two wake-ups, the copying, pyfuse3. Microseconds, the least of several rounds.
+Calls the handlers as the request loop does, without a kernel in front of them, and for comparison the one system call
+that does the same to the directory. What is left of a row of `bench.fs` beyond its requests times these figures is the
+way there and back: the kernel's queue, two wake-ups, the copying, the loop. Microseconds, the least of several rounds.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter_ns
-from types import SimpleNamespace
+from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyfuse3
 import trio
 
+from fused.fs import protocol
+from fused.fs.answers import Answers
 from fused.fs.filesystem import FileSystem
-from fused.fs.operations import Handlers
+from fused.fs.protocol import Opcode
 from fused.inline import run_inline
 from fused.sync.changes import ChangeLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from fused.fs.answers import Reply
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,17 +37,6 @@ R = TypeVar("R")
 FILES = 2_000
 ROUNDS = 7
 CONTENT = bytes(4096)
-CALLER: Any = SimpleNamespace(uid=os.geteuid(), gid=os.getegid(), pid=os.getpid(), umask=0o22)
-TIME_ONLY: Any = SimpleNamespace(
-    update_size=False,
-    update_mode=False,
-    update_uid=False,
-    update_gid=False,
-    update_atime=False,
-    update_mtime=True,
-    update_ctime=True,
-)
-"""What the kernel sends after a file was written to."""
 
 
 class Clock:
@@ -68,39 +59,59 @@ def by_handlers(clock: Clock, root: Path, spill: Path, files: int) -> None:
     """One round through the handlers."""
     root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     fs = FileSystem(root_fd, ChangeLog(str(spill)), private=True, write_through=False, read_only=False)
-    ours = Handlers(fs, on_init=lambda: None)
+    answers = Answers(fs, lambda _ino, _name: None).by_opcode
     names = [b"%06d" % i for i in range(files)]
     moved = [name + b"m" for name in names]
 
-    def missing(name: bytes) -> None:
-        run_inline(ours.lookup(1, name + b"x", CALLER))
+    def ask(opcode: Opcode, body: bytes, ino: int = 1) -> Reply:
+        _, function, waits = answers[opcode]
+        head = (0, opcode, 0, ino, os.geteuid(), os.getegid(), os.getpid(), 0, 0)
+        answered: Any = function(head, memoryview(body))
+        reply: Reply = run_inline(answered) if waits else answered
+        return reply
 
-    def new_time(made: tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]) -> None:
-        info, entry = made
-        wanted = pyfuse3.EntryAttributes()
-        wanted.st_mtime_ns = wanted.st_ctime_ns = entry.st_mtime_ns + 1_000_000
-        run_inline(ours.setattr(entry.st_ino, wanted, TIME_ONLY, info.fh, CALLER))
+    def create(name: bytes) -> tuple[int, int]:
+        reply = ask(Opcode.CREATE, protocol.CREATE.pack(os.O_WRONLY, 0o100644, 0o22, 0) + name + b"\0")
+        (ino,) = protocol.HANDLE.unpack_from(reply)
+        fh, _, _ = protocol.OPENED.unpack(reply[-protocol.OPENED.size :])
+        return ino, fh
+
+    def new_time(made: tuple[int, int]) -> None:
+        """What the kernel sends after a file was written to."""
+        ino, fh = made
+        seconds, ns = divmod(time_ns(), 1_000_000_000)
+        valid = protocol.SET_MTIME | protocol.SET_CTIME | protocol.SET_BY_HANDLE
+        times = (0, seconds, seconds, 0, ns, ns)
+        ask(Opcode.SETATTR, protocol.SETATTR.pack(valid, 0, fh, 0, 0, *times, 0, 0, 0, 0, 0), ino)
+
+    def write(made: tuple[int, int]) -> None:
+        ask(Opcode.WRITE, protocol.WRITE.pack(made[1], 0, len(CONTENT), 0, 0, 0, 0) + CONTENT)
+
+    def opened(made: tuple[int, int]) -> int:
+        reply = ask(Opcode.OPEN, protocol.OPEN.pack(os.O_RDONLY, 0), made[0])
+        return int(protocol.OPENED.unpack(reply)[0])
+
+    def renamed(item: tuple[bytes, bytes]) -> None:
+        ask(Opcode.RENAME, protocol.RENAME.pack(1) + item[0] + b"\0" + item[1] + b"\0")
 
     try:
         time = clock.time
-        made = time("create", lambda name: run_inline(ours.create(1, name, 0o100644, os.O_WRONLY, CALLER)), names)
-        time("write 4 KiB", lambda it: run_inline(ours.write(it[0].fh, 0, CONTENT)), made)
+        made = time("create", create, names)
+        time("write 4 KiB", write, made)
         time("setattr", new_time, made)
-        time("flush", lambda it: run_inline(ours.flush(it[0].fh)), made)
-        time("release", lambda it: run_inline(ours.release(it[0].fh)), made)
-        time("lookup", lambda name: run_inline(ours.lookup(1, name, CALLER)), names)
-        time("lookup, missing", missing, names)
-        time("getattr", lambda it: run_inline(ours.getattr(it[1].st_ino, CALLER)), made)
-        opened = time("open", lambda it: run_inline(ours.open(it[1].st_ino, os.O_RDONLY, CALLER)), made)
-        time("read 4 KiB", lambda it: run_inline(ours.read(it.fh, 0, len(CONTENT))), opened)
-        for info in opened:
-            run_inline(ours.release(info.fh))
-        time(
-            "rename", lambda it: run_inline(ours.rename(1, it[0], 1, it[1], 0, CALLER)), zip(names, moved, strict=True)
-        )
-        time("unlink", lambda name: run_inline(ours.unlink(1, name, CALLER)), moved)
-        time("mkdir", lambda name: run_inline(ours.mkdir(1, name, 0o40755, CALLER)), names)
-        time("rmdir", lambda name: run_inline(ours.rmdir(1, name, CALLER)), names)
+        time("flush", lambda it: ask(Opcode.FLUSH, protocol.HANDLE.pack(it[1])), made)
+        time("release", lambda it: ask(Opcode.RELEASE, protocol.HANDLE.pack(it[1])), made)
+        time("lookup", lambda name: ask(Opcode.LOOKUP, name + b"\0"), names)
+        time("lookup, missing", lambda name: ask(Opcode.LOOKUP, name + b"x\0"), names)
+        time("getattr", lambda it: ask(Opcode.GETATTR, b"", it[0]), made)
+        handles = time("open", opened, made)
+        time("read 4 KiB", lambda fh: ask(Opcode.READ, protocol.READ.pack(fh, 0, len(CONTENT))), handles)
+        for fh in handles:
+            ask(Opcode.RELEASE, protocol.HANDLE.pack(fh))
+        time("rename", renamed, zip(names, moved, strict=True))
+        time("unlink", lambda name: ask(Opcode.UNLINK, name + b"\0"), moved)
+        time("mkdir", lambda name: ask(Opcode.MKDIR, protocol.MKDIR.pack(0o40755, 0o22) + name + b"\0"), names)
+        time("rmdir", lambda name: ask(Opcode.RMDIR, name + b"\0"), names)
     finally:
         fs.close()
         os.close(root_fd)

@@ -14,46 +14,50 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fused.fs import session
+from fused.fs import protocol, session
+from fused.fs.answers import Answer, Answers
 from fused.fs.changes_protocol import NullChangeSink
 from fused.fs.filesystem import FileSystem
-from fused.fs.operations import Handlers
-from fused.fs.replies import waiting_handler
+from fused.fs.protocol import Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fused.fs.protocol import Head
 
-class SlowHandlers(Handlers):
-    """The handlers of ipfsfs with delays."""
+
+class SlowAnswers(Answers):
+    """The answers of ipfsfs with delays."""
 
     rate = 1.0
     sync_seconds = 0.0
 
-    def __init__(self, fs: FileSystem, on_init: Callable[[], None]) -> None:
-        super().__init__(fs, on_init)
-        self._waiting = fs.waiting
+    def __init__(self, fs: FileSystem, forget_name: Callable[[int, bytes], None]) -> None:
+        super().__init__(fs, forget_name)
+        self._handles = fs.handles
         self._disk = trio.Lock()
+        self.by_opcode[Opcode.WRITE] = Answer("write", self._slow_write, waits=True)
+        self.by_opcode[Opcode.FSYNC] = Answer("fsync", self._slow_fsync, waits=True)
 
     async def _take(self, seconds: float) -> None:
         async with self._disk:
             await trio.sleep(seconds)
 
-    @waiting_handler
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
-        await self._waiting.wait_for(lambda: self._take(len(buf) / self.rate))
-        fd = self._files._handles.file(fh).fd
-        return os.pwrite(fd, buf, off)
+    async def _slow_write(self, _head: Head, body: memoryview) -> bytes:
+        fh, offset, size, *_ = protocol.WRITE.unpack_from(body)
+        await self._waiting.wait_for(lambda: self._take(size / self.rate))
+        start = protocol.WRITE.size
+        return protocol.SIZE.pack(os.pwrite(self._handles.file(fh).fd, body[start : start + size], offset), 0)
 
-    @waiting_handler
-    async def fsync(self, fh: int, datasync: bool) -> None:
+    async def _slow_fsync(self, _head: Head, _body: memoryview) -> bytes:
         await self._waiting.wait_for(lambda: self._take(self.sync_seconds))
+        return b""
 
 
 def main() -> None:
     directory, mountpoint, rate, sync_seconds = sys.argv[1:]
-    SlowHandlers.rate, SlowHandlers.sync_seconds = float(rate), float(sync_seconds)
-    setattr(session, "Handlers", SlowHandlers)  # noqa: B010 - `serve` makes the handlers itself
+    SlowAnswers.rate, SlowAnswers.sync_seconds = float(rate), float(sync_seconds)
+    setattr(session, "Answers", SlowAnswers)  # noqa: B010 - `serve` makes them itself
     root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fs = FileSystem(root_fd, NullChangeSink(), private=True, write_through=True, read_only=False)
     options = session.MountOptions(mountpoint, "slowdisk", read_only=False, allow_other=False, write_through=True)

@@ -35,7 +35,7 @@ FORMS = {
     "store/kubo/": ("fused.dag.car.",),
     "store/kit/": ("fused.dag.car.", "fused.dag.dagpb.", "fused.dag.unixfs."),
 }
-PYFUSE3 = {"fs/operations.py", "fs/replies.py", "fs/session.py"}
+PYFUSE3 = {"fs/operations.py", "fs/session.py"}
 HEAVY = {"trio", "pyfuse3", "pathspec"}
 
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))

@@ -174,7 +174,7 @@ class Attributes:
         inode = self._inodes.get(ino)
         if name == _CAPABILITY:
             return self._capability(inode)
-        with self._reach.look(inode) as aim:
+        with self._reach.aim(inode) as aim:
             return layer.get_xattr(aim.target, name)
 
     def _capability(self, inode: Inode) -> bytes:
@@ -182,7 +182,7 @@ class Attributes:
         if inode.without_capability:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:
-            with self._reach.look(inode) as aim:
+            with self._reach.aim(inode) as aim:
                 return layer.get_xattr(aim.target, _CAPABILITY)
         except OSError as error:
             inode.without_capability = error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
@@ -190,12 +190,12 @@ class Attributes:
 
     def listxattr(self, ino: int, uid: int) -> list[bytes]:
         """The attributes' names, as `uid` may see them: root sees those of the namespace `trusted` too (xattr(7))."""
-        with self._reach.look(self._inodes.get(ino)) as aim:
+        with self._reach.aim(self._inodes.get(ino)) as aim:
             names = layer.list_xattrs(aim.target)
         return names if uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
-    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
-        """Set one attribute."""
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set one attribute; `flags` as in setxattr(2)."""
         if not self._private and name.startswith(_ACL):
             # The kernel would check modes only, so an access control list would be stored and not obeyed.
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -203,7 +203,7 @@ class Attributes:
         inode.without_capability = False
         with self._reach.aim(inode) as aim:
             before = os.fstat(aim.fd)
-            layer.set_xattr(aim.target, name, value)
+            layer.set_xattr(aim.target, name, value, flags)
             self._changed(inode, aim.fd, before)
 
     def removexattr(self, ino: int, name: bytes) -> None:
@@ -224,7 +224,7 @@ class Attributes:
 
     def access(self, ino: int, mask: int) -> bool:
         """Whether the daemon's user may do this with the file; on a private mount there is no other user."""
-        with self._reach.look(self._inodes.get(ino)) as aim:
+        with self._reach.aim(self._inodes.get(ino)) as aim:
             return os.access(layer.proc_path(aim.fd), mask, effective_ids=os.access in os.supports_effective_ids)
 
     def statfs(self) -> os.statvfs_result:

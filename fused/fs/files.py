@@ -126,7 +126,9 @@ class Files:
             except BaseException:
                 self._inodes.forget(found.ino, 1)
                 raise
-        return Opened(self._opened(fd, self._inodes.get(entry.ino), flags, entry.st).fh, direct_io=False), entry
+        inode = self._inodes.get(entry.ino)
+        inode.without_capability = True  # new files have none, and the kernel asks before the first write
+        return Opened(self._opened(fd, inode, flags, entry.st).fh, direct_io=False), entry
 
     async def _open(self, inode: Inode, flags: int) -> Opened:
         self._reach.check_room()
@@ -215,7 +217,7 @@ class Files:
             return buffer[:count]
         return None
 
-    async def write(self, fh: int, offset: int, data: bytes) -> int:
+    async def write(self, fh: int, offset: int, data: bytes | memoryview) -> int:
         """Write all of `data`, or raise."""
         handle = self._handles.file(fh)
         if self._changes.held(handle.key):
@@ -327,6 +329,6 @@ def _is_in_memory(device: int) -> bool:
     return filesystem_type(device) in IN_MEMORY
 
 
-def _timed_write(fd: int, data: bytes, offset: int) -> tuple[int, float]:
+def _timed_write(fd: int, data: bytes | memoryview, offset: int) -> tuple[int, float]:
     begun = perf_counter()
     return layer.write_all(fd, data, offset), perf_counter() - begun

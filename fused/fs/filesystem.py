@@ -1,6 +1,6 @@
 """The covered directory as the kernel sees it: the parts of the `fs` layer put together, without FUSE.
 
-Everything here works on trio's thread. `operations.py` translates between pyfuse3 and the parts.
+Everything here works on trio's thread. `answers.py` translates between the kernel and the parts.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class FileSystem:
     def _dropped(self, inode: Inode) -> None:
         self.reach.release(inode)
         if inode.is_directory:
-            self.listings.changed(inode)
+            self.listings.forget(inode)
 
     def writers(self) -> list[bytes]:
         """Paths relative to the root of the files that are open for writing; one path each, removed ones left out."""

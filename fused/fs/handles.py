@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from fused.fs.listings import EMPTY
+from fused.fs.listings import Listing
 from fused.types import Fh
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from fused.fs.changes_protocol import Dirs
     from fused.fs.inodes import Inode
-    from fused.fs.listings import Listing
     from fused.fs.mtimes import ModificationTimes
 
 
@@ -46,7 +45,7 @@ class DirHandle:
         self.fh = fh
         self.fd = fd
         self.inode = inode
-        self.listing: Listing = EMPTY
+        self.listing = Listing()
 
 
 class Handles:

@@ -26,10 +26,7 @@ ROOT_INO = Ino(1)
 
 _TYPE = 0o170000  # S_IFMT, as a mask
 
-UNKNOWN_INO = Ino(1 << 48)
-"""Stands for files whose attributes we may not see. Never in the table."""
-
-_SYNTHETIC_START = UNKNOWN_INO + 1
+SYNTHETIC_START = 1 << 48
 """Numbers from here up are ours to give, for files whose own number is taken. No local file system in use counts
 that far from below; one that does is handled all the same, as numbers in use are skipped."""
 
@@ -52,7 +49,6 @@ class Inode:
         "more",
         "name",
         "parent",
-        "shown",
         "without_capability",
     )
 
@@ -67,7 +63,6 @@ class Inode:
         self.parent: Inode | None = None
         self.name: bytes | None = None
         self.more: dict[Inode, set[bytes]] | None = None
-        self.shown: object = None  # the reply that a listing showed, while it is true: see listings.py
         self.without_capability = False  # True once the file was found to have no security.capability
 
     @property
@@ -120,7 +115,7 @@ class Inodes:
         self._by_ino: dict[int, Inode] = {}
         # Only those that `_by_ino` does not find by the host's number; a tuple key for each would double the table.
         self._by_key: dict[FileKey, Inode] = {}
-        self._next_synthetic = _SYNTHETIC_START
+        self._next_synthetic = SYNTHETIC_START
         self.root = Inode(ROOT_INO, root)
         self.root.lookups = 1  # the kernel never forgets the root
         self._by_ino[ROOT_INO] = self.root
@@ -167,6 +162,11 @@ class Inodes:
         self._know(inode, st.st_nlink, parent, name)
         return inode
 
+    def number_of(self, dev: int, host_ino: int) -> int:
+        """The number of a host's file on the mount, as far as it is known; else the host's, which it will mostly be."""
+        inode = self._by_key.get((dev, host_ino))
+        return host_ino if inode is None else inode.ino
+
     def _make(self, st: os.stat_result) -> Inode:
         natural = st.st_dev == self._root_dev and st.st_ino > ROOT_INO and st.st_ino not in self._by_ino
         if natural:
@@ -184,7 +184,6 @@ class Inodes:
         """Let go of the host's file: the number on the mount stays, but nothing is found by it."""
         self._by_key.pop(inode.key, None)
         inode.host_ino = -1
-        inode.shown = None
         for parent, name in list(inode.names()):
             self.remove_name(inode, parent, name)
 
@@ -201,7 +200,6 @@ class Inodes:
         """Note that `inode` is in `parent` under `name`. Nothing happens if that is known, or for the root."""
         if inode is self.root or inode.is_in(parent, name):
             return
-        inode.shown = None  # its ctime and perhaps its number of links are others now
         if inode.parent is None:
             inode.parent, inode.name = parent, name
         else:
@@ -212,7 +210,6 @@ class Inodes:
 
     def remove_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Forget one name. The inode stays while the kernel holds it, with or without names."""
-        inode.shown = None
         if not inode.is_in(parent, name):
             return
         if inode.parent is parent and inode.name == name:
@@ -243,7 +240,6 @@ class Inodes:
         if inode.lookups > 0 or inode.children > 0 or self._by_ino.get(inode.ino) is not inode:
             return False
         del self._by_ino[inode.ino]
-        inode.shown = None  # a listing may still hold on to it
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
         self.on_drop(inode)

@@ -173,12 +173,7 @@ class Reach:
             raise
 
     def aim(self, inode: Inode) -> Aim:
-        """Reach the file to change its attributes, in a `with` block without `await`."""
-        inode.shown = None
-        return self.look(inode)
-
-    def look(self, inode: Inode) -> Aim:
-        """The same to ask for something that no listing shows."""
+        """Reach the file to ask for its attributes or change them, in a `with` block without `await`."""
         opened = self._handles.of(inode)
         if opened:
             return Aim(opened[0].fd, opened[0].fd)
@@ -205,7 +200,6 @@ class Reach:
 
     def open(self, inode: Inode, flags: int) -> int:
         """Open a regular file or directory; the caller closes. ESTALE if it can't be reached any more."""
-        inode.shown = None
         if inode.is_directory:
             return layer.reopen(self.dir_fd(inode), flags | os.O_DIRECTORY)
         for parent, name in inode.names():

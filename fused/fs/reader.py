@@ -1,7 +1,6 @@
 """Who reads the next request, and how it waits: the reader token.
 
-pyfuse3's own loop takes a lock, waits in epoll and wakes another task for each request, which costs more than most
-requests do. Here one task at a time holds the *token* and is the only one that waits for the FUSE descriptor. It keeps
+One task at a time holds the *token* and is the only one that waits for the FUSE descriptor. It keeps
 the token while it handles the request inline, comes back, and first polls for a moment: the program that was just
 answered usually asks again within microseconds. Then it sleeps in epoll, so an idle mount takes no CPU time.
 
@@ -121,8 +120,10 @@ class RequestReader:
             trio.lowlevel.reschedule(self._holder)
 
     def close(self) -> None:
-        """No more requests: every `wait`, running or to come, returns False."""
-        self._closed = True
+        """No more requests: every `wait`, running or to come, returns False. On trio's thread."""
+        if not self._closed:
+            self._closed = True
+            trio.lowlevel.notify_closing(self._fd)
         self._holder = None
         while self._parked:
             trio.lowlevel.reschedule(self._parked.pop())

@@ -11,13 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from fused.fs.inodes import UNKNOWN_INO
+from fused.fs.listings import Listing
 from fused.local import layer
 from fused.local.closing import close_soon
+from fused.local.listing import RawListing
 
 if TYPE_CHECKING:
     from fused.fs.changes_protocol import ChangeSink, Dirs
@@ -38,10 +38,8 @@ MOST_ASKED = 100
 """Entries in one reply that take a stat each: a millisecond. The kernel's buffer (128 KiB in Linux 6.18) has room for
 ten times as many."""
 
-MOST_REMEMBERED = 1000
-"""Entries in one reply that are shown from memory: half a millisecond."""
-
-_UNKNOWN = os.stat_result((0,) * os.stat_result.n_fields)
+MOST_NAMED = 1000
+"""Entries in one reply that are names alone: a millisecond."""
 
 
 class Entry(NamedTuple):
@@ -51,11 +49,16 @@ class Entry(NamedTuple):
     st: os.stat_result
 
 
-Encode = Callable[[int, os.stat_result], object]
-"""Makes what is sent for a file, from its number on the mount and its local stat. It may be sent again."""
+class Encode(Protocol):
+    """A reply to which entries are added."""
 
-Add = Callable[[bytes, object, int], bool]
-"""Adds an entry to a reply: its name, what `Encode` made, and the position after it. Whether there was room."""
+    plus: bool
+    """Whether attributes are asked for."""
+
+    def add(self, name: bytes, ino: int, kind: int, st: os.stat_result | None, position: int) -> bool:
+        """Add an entry: its type as in a mode, its stat if it is to be sent, the position after it. Whether there was
+        room."""
+        ...
 
 
 class Tree:
@@ -86,6 +89,7 @@ class Tree:
             inode = parent if name == b"." else (parent.parent or self._inodes.root)
             inode.lookups += 1
             return Entry(inode.ino, self._reach.stat(inode))
+        self._listings.looked_into(parent)
         try:
             st = layer.stat_at(self._reach.dir_fd(parent), name)
         except FileNotFoundError:
@@ -111,7 +115,6 @@ class Tree:
         if parent.parent is None and parent is not self._inodes.root:  # removed: nothing can be made in it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         dir_fd = self._reach.dir_fd(parent)
-        self._listings.changed(parent)
         self._changes.before_add(parent.key, dir_fd, self.dirs_of(parent))
         return dir_fd
 
@@ -188,7 +191,6 @@ class Tree:
         parent = self._inodes.get(parent_ino)
         dir_fd = self._reach.dir_fd(parent)
         kept = layer.open_path(dir_fd, name)
-        self._listings.changed(parent)
         try:
             before = os.fstat(kept)
             self._changes.before_remove(parent.key, dir_fd, name, self.dirs_of(parent))
@@ -201,8 +203,6 @@ class Tree:
     def _name_gone(self, before: os.stat_result, kept: int, parent: Inode, name: bytes) -> None:
         """A name was removed or replaced. `kept` is an O_PATH descriptor on what it led to; taken over."""
         inode = self._inodes.find(before)
-        if inode is not None:
-            inode.shown = None  # it may have been removed by a name that is not known
         key = (before.st_dev, before.st_ino)
         if before.st_nlink < 2 or stat.S_ISDIR(before.st_mode):
             self._changes.gone(key)
@@ -244,8 +244,6 @@ class Tree:
         if replaced is not None and os.path.samestat(moved, replaced):
             layer.rename_at(old_fd, old, new_fd, new, flags)  # two names of one file: the host does nothing
             return
-        self._listings.changed(old_parent)
-        self._listings.changed(new_parent)
         exchange = bool(flags & layer.RENAME_EXCHANGE)
         kept = layer.open_path(new_fd, new) if replaced is not None and not exchange else None
         try:
@@ -289,86 +287,69 @@ class Tree:
 
     # Listing
 
-    def opendir(self, ino: int) -> Fh:
-        """Open a directory for listing."""
+    def opendir(self, ino: int) -> tuple[Fh, bool]:
+        """Open a directory for listing. Also whether the names that were told last are still true."""
         inode = self._inodes.get(ino)
         self._reach.check_room()
         fd = self._reach.open(inode, os.O_RDONLY)
-        return self._handles.add_directory(fd, inode).fh
+        return self._handles.add_directory(fd, inode).fh, self._listings.is_as_told(inode, os.fstat(fd))
 
     async def list(self, fh: int) -> None:
         """Take the listing that `show` walks through: before it begins at position 0."""
         handle = self._handles.directory(fh)
         fd = handle.fd
         st = os.fstat(fd)
-        listing = self._listings.find(handle.inode, st)
-        if listing is None:
-            if st.st_size > MAX_LISTED_INLINE:
-                names = await self._waiting.offload(lambda: layer.names_in(fd))
-            else:
-                names = layer.names_in(fd)
-            listing = self._listings.take(handle.inode, st, [b".", b"..", *names])
-        handle.listing = listing
+        if st.st_size > MAX_LISTED_INLINE:
+            raw = await self._waiting.offload(lambda: RawListing(fd))
+        else:
+            raw = RawListing(fd)
+        handle.listing = Listing(raw)
+        self._listings.begins(handle.inode, st)
 
-    def show(self, fh: int, start_id: int, encode: Encode, add: Add) -> None:
+    def show(self, fh: int, start: int, encode: Encode) -> None:
         """Add the entries from a position on to a reply, `.` and `..` first, until it is full or has had its share.
 
-        Only a reply without any entry says that there are no more. Each entry that was added, but for those two, adds
-        one to its inode's lookup count.
+        Only a reply without any entry says that there are no more. Each entry that was added with a stat adds one to
+        its inode's lookup count.
         """
         handle = self._handles.directory(fh)
-        listing = handle.listing
-        names, inodes = listing.names, listing.inodes
-        remembered = asked = 0
-        for index in range(start_id, len(names)):
-            inode = inodes[index]
-            if inode is not None and inode.shown is not None:
-                if remembered == MOST_REMEMBERED or not add(names[index], inode.shown, index + 1):
-                    return
-                inode.lookups += 1
-                remembered += 1
-            elif asked == MOST_ASKED:
-                return
-            else:
-                there_was_room = self._show_anew(handle, index, encode, add)
-                if there_was_room is False:
-                    return
-                asked += there_was_room is True
-
-    def _show_anew(self, handle: DirHandle, index: int, encode: Encode, add: Add) -> bool | None:
-        """Add one entry. Whether there was room; None if it has vanished."""
-        listing, directory = handle.listing, handle.inode
-        name = listing.names[index]
-        if index < 2:
+        directory = handle.inode
+        with_stat = encode.plus and self._listings.wants_attributes(directory, start)
+        most = MOST_ASKED if with_stat else MOST_NAMED
+        index = start
+        while index < 2:
             shown = directory if index == 0 else (directory.parent or directory)
-            return add(name, encode(shown.ino, os.fstat(handle.fd)), index + 1)
+            if not encode.add(b".." if index else b".", shown.ino, stat.S_IFDIR, None, index + 1):
+                return
+            index += 1
+        while most and (entry := handle.listing.at(index - 2)) is not None:
+            name, host_ino, kind = entry
+            index += 1
+            if with_stat:
+                added = self._show_with_stat(handle, entry, encode, index)
+            else:
+                added = encode.add(name, self._inodes.number_of(directory.dev, host_ino), kind, None, index)
+            if added is False:
+                return
+            most -= added is True
+
+    def _show_with_stat(
+        self, handle: DirHandle, entry: tuple[bytes, int, int], encode: Encode, position: int
+    ) -> bool | None:
+        """Add one entry. Whether there was room; None if it has vanished."""
+        name, host_ino, kind = entry
         try:
-            st = os.stat(name, dir_fd=handle.fd, follow_symlinks=False)
+            st = layer.stat_at(handle.fd, name)
         except FileNotFoundError:
             return None
-        except PermissionError:
-            # The directory may be listed but not searched. Attributes must not be made up, as the kernel trusts the
-            # first size it hears; a file without a type it lists, drops and forgets (Linux fs/fuse/readdir.c).
-            return add(name, encode(UNKNOWN_INO, _UNKNOWN), index + 1)
-        inode = self._inodes.remember(st, directory, name)
-        reply = encode(inode.ino, st)
-        if not add(name, reply, index + 1):
+        except PermissionError:  # the directory may be listed but not searched
+            return encode.add(name, self._inodes.number_of(handle.inode.dev, host_ino), kind, None, position)
+        inode = self._inodes.remember(st, handle.inode, name)
+        if not encode.add(name, inode.ino, st.st_mode, st, position):
             self._inodes.drop_if_unused(inode)
             return False
         inode.lookups += 1
-        if listing.kept and self._stays_true(inode, directory):
-            inode.shown = reply
-            listing.inodes[index] = inode
         return True
-
-    def _stays_true(self, inode: Inode, directory: Inode) -> bool:
-        """Whether an entry is true until we hear of a change."""
-        return not (
-            inode.is_directory
-            or inode.dev != directory.dev
-            or self._handles.is_open(inode)
-            or self._waiting.busy(inode.ino)
-        )
 
     def directory_fd(self, fh: int) -> int:
         """The descriptor of an open directory. Borrowed."""

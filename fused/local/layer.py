@@ -124,7 +124,7 @@ def names_in(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
 
 
-def write_all(fd: int, data: bytes, offset: int) -> int:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
     """Write all of `data` at `offset`, or raise."""
     done = os.pwrite(fd, data, offset)
     while done < len(data):
@@ -145,9 +145,9 @@ def get_xattr(target: Target, name: bytes) -> bytes:
     return os.getxattr(target, name)
 
 
-def set_xattr(target: Target, name: bytes, value: bytes) -> None:
-    """Create or replace one extended attribute."""
-    os.setxattr(target, name, value)
+def set_xattr(target: Target, name: bytes, value: bytes, flags: int = 0) -> None:
+    """Create or replace one extended attribute, or only one of both (`flags` as in setxattr(2))."""
+    os.setxattr(target, name, value, flags)
 
 
 def remove_xattr(target: Target, name: bytes) -> None:

@@ -40,12 +40,17 @@ class RawListing:
             self._parts.append(ctypes.string_at(buffer, count))
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        for name, ino, _ in self.entries():
+            yield name, ino
+
+    def entries(self) -> Iterator[tuple[bytes, int, int]]:
+        """The same with the type as in a mode (`stat.S_IFMT`), 0 where the file system does not tell."""
         for part in self._parts:
             at = 0
             while at < len(part):
-                ino, _, length, _ = _HEAD.unpack_from(part, at)
+                ino, _, length, kind = _HEAD.unpack_from(part, at)
                 start = at + _HEAD.size
                 name = part[start : part.index(0, start)]
                 at += length
                 if name not in (b".", b".."):
-                    yield name, ino
+                    yield name, ino, kind << 12  # include/linux/fs_types.h, S_DT

@@ -1,4 +1,4 @@
-"""The life of a mount: begin, load, idleness, killed programs, busy and lazy unmounting, the stock request loop."""
+"""The life of a mount: begin, load, idleness, killed programs, busy and lazy unmounting."""
 
 from __future__ import annotations
 
@@ -158,11 +158,8 @@ def _work(path: Path, rounds: int) -> None:
         os.unlink(path / "g")
 
 
-@pytest.mark.parametrize("options", [(), ("stock",)], ids=["spinning", "stock"])
-def test_both_request_loops_serve_many_programs_at_once(
-    new_plain_mount: Callable[..., PlainMount], options: tuple[str, ...]
-) -> None:
-    mount = new_plain_mount(*options)
+def test_many_programs_are_served_at_once(plain_mount: PlainMount) -> None:
+    mount = plain_mount
     threads = []
     errors: list[BaseException] = []
 
@@ -184,14 +181,11 @@ def test_both_request_loops_serve_many_programs_at_once(
     for thread in threads:
         thread.join()
     assert not errors
-    expected = "using its own request loop" if options else ""
-    assert expected in mount.log.read_text()
     wait_until(lambda: mount.counters()["handles"] == 0, "closed handles")  # the last release comes after close()
 
 
-@pytest.mark.parametrize("options", [(), ("stock",)], ids=["spinning", "stock"])
-def test_an_idle_mount_takes_no_cpu_time(new_plain_mount: Callable[..., PlainMount], options: tuple[str, ...]) -> None:
-    mount = new_plain_mount(*options)
+def test_an_idle_mount_takes_no_cpu_time(plain_mount: PlainMount) -> None:
+    mount = plain_mount
     _work(mount.path, 20)
     time.sleep(0.3)  # the one thing to be measured is what passes while nothing happens
     before = mount.cpu_ticks()

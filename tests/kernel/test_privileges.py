@@ -144,9 +144,3 @@ def test_appends_to_a_mount_for_everybody_are(new_plain_mount: Callable[..., Pla
     """There the kernel has to take privileges away: the daemon can't tell in which writes it should."""
     mount = new_plain_mount("allow_other")
     assert mount.requests_during(lambda: _append(mount.path, 200))["getxattr"] == 200
-
-
-def test_with_pyfuse3s_own_loop_the_mount_works_without(new_plain_mount: Callable[..., PlainMount]) -> None:
-    mount = new_plain_mount("stock")
-    assert mount.requests_during(lambda: _append(mount.path, 200))["getxattr"] == 200
-    assert (mount.path / "log").read_bytes() == b"line\n" * 200

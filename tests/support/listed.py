@@ -11,26 +11,30 @@ if TYPE_CHECKING:
 
 
 class Shown(NamedTuple):
-    """What is sent for a file."""
+    """What is sent for a file; without a stat the name alone."""
 
     ino: int
-    st: os.stat_result
+    kind: int
+    st: os.stat_result | None
 
 
-def listed(fs: FileSystem, fh: int) -> list[tuple[bytes, Shown]]:
-    """All entries of an open directory that was listed (`Tree.list`), as the kernel would ask for them."""
-    entries: list[tuple[bytes, Shown]] = []
-    position = 0
+class _Entries:
+    def __init__(self, *, plus: bool) -> None:
+        self.plus = plus
+        self.entries: list[tuple[bytes, Shown]] = []
+        self.position = 0
 
-    def add(name: bytes, shown: object, next_id: int) -> bool:
-        nonlocal position
-        assert isinstance(shown, Shown)
-        entries.append((name, shown))
-        position = next_id
+    def add(self, name: bytes, ino: int, kind: int, st: os.stat_result | None, position: int) -> bool:
+        self.entries.append((name, Shown(ino, kind, st)))
+        self.position = position
         return True
 
+
+def listed(fs: FileSystem, fh: int, *, plus: bool = True) -> list[tuple[bytes, Shown]]:
+    """All entries of an open directory that was listed (`Tree.list`), as the kernel would ask for them."""
+    reply = _Entries(plus=plus)
     while True:
-        before = len(entries)
-        fs.tree.show(fh, position, Shown, add)
-        if len(entries) == before:
-            return entries
+        before = len(reply.entries)
+        fs.tree.show(fh, reply.position, reply)
+        if len(reply.entries) == before:
+            return reply.entries

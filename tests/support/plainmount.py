@@ -1,8 +1,8 @@
 """A mount without the rest of the program, for tests of the `fs` layer through the kernel.
 
 As a script, `plainmount.py DIR [option ...]` covers DIR until it is unmounted. It prints `ready` when requests are
-served, and at SIGUSR1 a JSON line with counters. Options: read_only, allow_other, write_through; `stock` keeps
-pyfuse3's own request loop; `ticks` runs a task that counts its own wake-ups every millisecond.
+served, and at SIGUSR1 a JSON line with counters. Options: read_only, allow_other, write_through;
+`ticks` runs a task that counts its own wake-ups every millisecond.
 """
 
 from __future__ import annotations
@@ -152,8 +152,6 @@ async def _run(directory: str, options: set[str]) -> None:
     from fused.fs.changes_protocol import NullChangeSink
     from fused.fs.filesystem import FileSystem
 
-    if "stock" in options:
-        setattr(session, "_fuse_fds", set)  # noqa: B010 - as if the session's descriptor could not be told
     root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fs = FileSystem(
         root_fd,

@@ -31,7 +31,7 @@ _NEWER = (
     ((6, 2), "other requests wait longer beside large copies, as the dirty pages of a mount can't be limited"),
     ((6, 12), "programs wait longer for their turn while something is stored"),
 )
-"""Without which version of Linux what is worse: where `store/blobs.py`, `fs/handshake.py`, `fs/write_queue.py` and
+"""Without which version of Linux what is worse: where `store/blobs.py`, `fs/relay.py`, `fs/write_queue.py` and
 `turns.py` say why. None of it is needed."""
 
 

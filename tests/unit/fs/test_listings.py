@@ -1,23 +1,21 @@
-"""What was listed is shown again from memory, and only as long as it is true."""
+"""What a listing tells, and when the kernel may show again what it was told."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 
 from fused.fs import listings
-from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import NullChangeSink
 from fused.fs.filesystem import FileSystem
-from fused.fs.listings import Listings
+from fused.fs.inodes import SYNTHETIC_START
 from fused.inline import run_inline
 from fused.types import Caller
-from tests.support.listed import listed
+from tests.support.listed import Shown, listed
 
 CALLER = Caller(os.getuid(), os.getgid(), os.getpid(), 0)
 
@@ -31,7 +29,6 @@ def covered(tmp_path: Path) -> Path:
     (path / "other").write_bytes(b"")
     (path / "symlink").symlink_to("file")
     (path / "sub").mkdir()
-    (path / "sub" / "below").write_bytes(b"")
     return path
 
 
@@ -45,20 +42,21 @@ def fs(covered: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileSystem]:
     os.close(fd)
 
 
-def list_root(fs: FileSystem) -> dict[bytes, os.stat_result]:
-    """What is shown of the root; checked to be what is there."""
-    fh = fs.tree.opendir(1)
+def list_directory(fs: FileSystem, ino: int = 1, *, plus: bool = True) -> dict[bytes, Shown]:
+    fh, _ = fs.tree.opendir(ino)
     run_inline(fs.tree.list(fh))
-    shown = dict(listed(fs, fh))
-    for name, (_, st) in shown.items():
-        true = os.stat(name, dir_fd=fs.root_fd, follow_symlinks=False)
-        # Opening a directory to list it sets its atime; what is shown was asked for after that or before.
-        if name != b"..":
-            assert (*st[:7], *st[8:]) == (*true[:7], *true[8:]), f"{name!r} is shown as it was"
-            assert (st.st_mtime_ns, st.st_ctime_ns) == (true.st_mtime_ns, true.st_ctime_ns), name
-    assert sorted(shown) == sorted([b".", b"..", *map(os.fsencode, os.listdir(fs.root_fd))])
+    shown = listed(fs, fh, plus=plus)
     fs.tree.releasedir(fh)
-    return {name: entry.st for name, entry in shown.items()}
+    assert [name for name, _ in shown[:2]] == [b".", b".."]
+    assert len(dict(shown)) == len(shown)
+    return dict(shown[2:])
+
+
+def may_be_shown_again(fs: FileSystem, ino: int = 1) -> bool:
+    """What is said to the kernel when it opens the directory."""
+    fh, as_told = fs.tree.opendir(ino)
+    fs.tree.releasedir(fh)
+    return as_told
 
 
 def look(fs: FileSystem, name: bytes) -> int:
@@ -67,171 +65,136 @@ def look(fs: FileSystem, name: bytes) -> int:
     return entry.ino
 
 
-def test_what_was_shown_is_shown_again_without_a_stat(fs: FileSystem) -> None:
-    first = list_root(fs)
-    again = list_root(fs)
-    assert first[b"other"] is again[b"other"]
-    assert first[b"symlink"] is again[b"symlink"]
-    # Its attributes change with every name in it.
-    assert first[b"sub"] is not again[b"sub"]
-    assert fs.inodes.get(look(fs, b"other")).lookups == 3
-    assert fs.inodes.get(look(fs, b"file")).lookups == 5, "two names, two listings, one lookup"
+def test_names_are_told_with_what_a_lookup_says(fs: FileSystem, covered: Path) -> None:
+    shown = list_directory(fs)
+    assert sorted(shown) == sorted(os.listdir(os.fsencode(covered)))
+    for name, (ino, kind, st) in shown.items():
+        assert st is not None
+        true = os.stat(name, dir_fd=fs.root_fd, follow_symlinks=False)
+        assert (*st[:7], *st[8:]) == (*true[:7], *true[8:])  # opening a directory sets its atime
+        assert kind == st.st_mode
+        assert ino == look(fs, name)
+    assert fs.inodes.get(look(fs, b"file")).lookups == 5, "two names, and looked up three times"
 
 
-async def write(fs: FileSystem) -> None:
-    fh = (await fs.files.open(look(fs, b"link"), os.O_WRONLY)).fh
-    list_root(fs)
-    await fs.files.write(fh, 0, b"more than there was")
-    fs.files.release(fh)
-
-
-async def read(fs: FileSystem) -> None:
-    ino = look(fs, b"file")
-    os.utime("file", ns=(0, 1), dir_fd=fs.root_fd)
-    fs.inodes.get(ino).shown = None
-    list_root(fs)
-    fh = (await fs.files.open(ino, os.O_RDONLY)).fh
-    await fs.files.read(fh, 0, 10)
-    fs.files.release(fh)
-    shown, true = list_root(fs)[b"file"], os.stat("file", dir_fd=fs.root_fd)
-    assert shown.st_atime_ns == true.st_atime_ns
-
-
-async def truncate_and_list_meanwhile(fs: FileSystem) -> None:
-    ino = look(fs, b"other")
-    await fs.files.truncate(ino, 8 << 20, None)
-    list_root(fs)
-    # Cutting so much off is done in a thread.
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fs.files.truncate, ino, 5, None)
-        while not fs.waiting.busy(ino):
-            await trio.lowlevel.checkpoint()
-        fh = fs.tree.opendir(1)
-        await fs.tree.list(fh)
-        listed(fs, fh)
-        fs.tree.releasedir(fh)
-
-
-async def create(fs: FileSystem) -> None:
-    opened, _ = await fs.files.create(1, b"new", 0o644, os.O_RDWR, CALLER)
-    list_root(fs)
-    await fs.files.write(opened.fh, 0, b"x")
-    fs.files.release(opened.fh)
-
-
-async def xattr(fs: FileSystem) -> None:
-    fs.attributes.setxattr(look(fs, b"file"), b"user.a", b"1")
-    list_root(fs)
-    fs.attributes.removexattr(look(fs, b"file"), b"user.a")
-
-
-async def mode(fs: FileSystem) -> None:
-    await fs.attributes.setattr(look(fs, b"file"), NewAttrs(mode=0o600))
-    assert stat.S_IMODE(list_root(fs)[b"link"].st_mode) == 0o600
-
-
-async def times(fs: FileSystem) -> None:
-    await fs.attributes.setattr(look(fs, b"symlink"), NewAttrs(mtime_ns=10**18))
-
-
-async def link(fs: FileSystem) -> None:
-    fs.tree.link(look(fs, b"other"), look(fs, b"sub"), b"more")
-    list_root(fs)
-    fs.tree.unlink(look(fs, b"sub"), b"more")
-
-
-async def unlink(fs: FileSystem) -> None:
-    fs.tree.unlink(1, b"link")
-    assert list_root(fs)[b"file"].st_nlink == 1
-
-
-async def rmdir(fs: FileSystem) -> None:
-    fs.tree.unlink(look(fs, b"sub"), b"below")
-    list_root(fs)
-    fs.tree.rmdir(1, b"sub")
-
-
-async def rename(fs: FileSystem) -> None:
-    fs.tree.rename(1, b"other", 1, b"moved", 0)
-    list_root(fs)
-    fs.tree.rename(1, b"moved", 1, b"link", 0)
-    list_root(fs)
-    fs.tree.rename(look(fs, b"sub"), b"below", 1, b"above", 0)
-    list_root(fs)
-    fs.tree.rename(1, b"above", look(fs, b"sub"), b"below", 0)
-
-
-async def others(fs: FileSystem) -> None:
-    fs.tree.mkdir(1, b"d", 0o755, CALLER)
-    list_root(fs)
-    fs.tree.symlink(1, b"s", b"target", CALLER)
-    list_root(fs)
-    fs.tree.mknod(1, b"p", stat.S_IFIFO | 0o644, 0, CALLER)
-
-
-async def beneath(fs: FileSystem) -> None:
-    """By somebody who reaches the covered directory by another way: names are noticed at once."""
-    os.mkdir("beneath", dir_fd=fs.root_fd)
-    list_root(fs)
-    os.rename("other", "beneath/other", src_dir_fd=fs.root_fd, dst_dir_fd=fs.root_fd)
-
-
-async def forget(fs: FileSystem) -> None:
-    """The kernel forgot everything, and the file was another meanwhile."""
-    for inode in list(fs.inodes):
-        fs.inodes.forget(inode.ino, inode.lookups)
-    os.chmod("other", 0o611, dir_fd=fs.root_fd)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        write,
-        read,
-        truncate_and_list_meanwhile,
-        create,
-        xattr,
-        mode,
-        times,
-        link,
-        unlink,
-        rmdir,
-        rename,
-        others,
-        beneath,
-        forget,
-    ],
-    ids=lambda change: change.__name__,
-)
-async def test_nothing_is_shown_that_has_changed(
-    fs: FileSystem, change: Callable[[FileSystem], Awaitable[None]]
+@pytest.mark.parametrize("plus", [True, False])
+def test_names_alone_have_number_and_type_and_count_for_nothing(
+    fs: FileSystem, covered: Path, monkeypatch: pytest.MonkeyPatch, plus: bool
 ) -> None:
-    list_root(fs)
-    await change(fs)
-    list_root(fs)
-    list_root(fs)
+    monkeypatch.setattr(listings, "FIRST", 0)
+    shown = list_directory(fs, plus=plus)
+    assert len(fs.inodes) == 1
+    for name, (ino, kind, st) in shown.items():
+        true = os.lstat(os.path.join(os.fsencode(covered), name))
+        assert (ino, kind, st) == (true.st_ino, stat.S_IFMT(true.st_mode), None)
+
+
+def test_a_file_with_another_number_on_the_mount_is_listed_with_that(fs: FileSystem) -> None:
+    st = os.stat("other", dir_fd=fs.root_fd)
+    elsewhere = os.stat_result((*st[:2], st.st_dev + 1, *st[3:]))
+    inode = fs.inodes.remember(elsewhere, fs.inodes.root, b"elsewhere")
+    inode.lookups = 1
+    assert inode.ino >= SYNTHETIC_START
+    assert fs.inodes.number_of(elsewhere.st_dev, st.st_ino) == inode.ino
+    assert fs.inodes.number_of(st.st_dev, st.st_ino) == st.st_ino
+
+
+def test_of_many_names_the_first_have_attributes_and_more_while_somebody_looks(
+    fs: FileSystem, covered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(500):
+        (covered / f"f{n}").touch()
+    monkeypatch.setattr(listings, "FIRST", 100)
+    shown = list_directory(fs)
+    assert len(shown) == 505
+    assert sum(entry.st is not None for entry in shown.values()) == 100
+    # As `ls -l` does: looks at each file while it lists.
+    fh, _ = fs.tree.opendir(1)
+    run_inline(fs.tree.list(fh))
+
+    class Looking:
+        plus = True
+        with_stat = position = count = 0
+
+        def add(self, name: bytes, ino: int, kind: int, st: os.stat_result | None, position: int) -> bool:
+            self.position, self.count = position, self.count + 1
+            self.with_stat += st is not None
+            return True
+
+    reply = Looking()
+    while True:
+        before = reply.count
+        fs.tree.show(fh, reply.position, reply)
+        if reply.count == before:
+            break
+        assert fs.tree.lookup(1, b"f0") is not None
+    fs.tree.releasedir(fh)
+    assert (reply.count, reply.with_stat) == (507, 505)
+
+
+def test_a_directory_that_may_be_listed_but_not_searched_shows_its_names(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fh, _ = fs.tree.opendir(1)
+    run_inline(fs.tree.list(fh))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        shown = dict(listed(fs, fh)[2:])
+    fs.tree.releasedir(fh)
+    assert (shown[b"sub"].kind, shown[b"sub"].st) == (stat.S_IFDIR, None)
+    assert len(fs.inodes) == 1
+
+
+def test_what_was_told_may_be_shown_again_until_the_directory_changes(fs: FileSystem, covered: Path) -> None:
+    assert not may_be_shown_again(fs), "nothing was told"
+    list_directory(fs)
+    assert may_be_shown_again(fs)
+    fs.tree.mkdir(1, b"new", 0o755, CALLER)
+    assert not may_be_shown_again(fs)
+    list_directory(fs)
+    assert may_be_shown_again(fs)
+    (covered / "beneath").touch()  # by somebody who reaches the covered directory by another way
+    assert not may_be_shown_again(fs)
+
+
+def test_names_in_a_directory_that_changed_just_now_are_not_trusted(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_directory(fs)
+    monkeypatch.setattr(listings, "SETTLED_NS", 3600 * 10**9)
+    list_directory(fs)
+    assert not may_be_shown_again(fs)
+
+
+def test_of_a_directory_that_is_forgotten_nothing_is_remembered(fs: FileSystem) -> None:
+    sub = look(fs, b"sub")
+    list_directory(fs, sub)
+    fs.tree.lookup(sub, b"none")
+    assert len(fs.listings) == 1
+    fs.inodes.forget(sub, 1)
+    assert len(fs.listings) == 0
 
 
 def test_an_open_directory_goes_on_with_the_names_that_it_had(fs: FileSystem) -> None:
-    list_root(fs)
-    fh = fs.tree.opendir(1)
+    fh, _ = fs.tree.opendir(1)
     run_inline(fs.tree.list(fh))
     fs.tree.unlink(1, b"other")
     fs.tree.mkdir(1, b"new", 0o755, CALLER)
     assert {name for name, _ in listed(fs, fh)} == {b".", b"..", b"file", b"link", b"symlink", b"sub"}
     fs.tree.releasedir(fh)
-    assert b"new" in list_root(fs)
+    assert b"new" in list_directory(fs)
 
 
 def test_an_open_directory_shows_no_file_under_a_name_that_another_has_now(fs: FileSystem) -> None:
-    list_root(fs)
-    fh = fs.tree.opendir(1)
+    fh, _ = fs.tree.opendir(1)
     run_inline(fs.tree.list(fh))
     moved = look(fs, b"other")
     fs.tree.rename(1, b"other", 1, b"elsewhere", 0, None)
     fs.tree.mkdir(1, b"other", 0o755, CALLER)
-    list_root(fs)
-    assert fs.inodes.get(moved).shown is not None, "under its new name"
     assert dict(listed(fs, fh))[b"other"].ino == look(fs, b"other") != moved
     fs.tree.releasedir(fh)
 
@@ -240,48 +203,9 @@ def test_where_all_names_of_a_reply_have_vanished_the_listing_goes_on(covered: P
     for i in range(300):
         (covered / "sub" / f"f{i}").write_bytes(b"")
     sub = look(fs, b"sub")
-    fh = fs.tree.opendir(sub)
+    fh, _ = fs.tree.opendir(sub)
     run_inline(fs.tree.list(fh))
     for name in [name for name, _ in listed(fs, fh)][2:-1]:
         fs.tree.unlink(sub, name)
     assert len(listed(fs, fh)) == 3
     fs.tree.releasedir(fh)
-
-
-def test_names_in_a_directory_that_changed_just_now_are_not_kept(
-    fs: FileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listings, "SETTLED_NS", 3600 * 10**9)
-    list_root(fs)
-    assert len(fs.listings) == 0
-    assert all(inode.shown is None for inode in fs.inodes)
-
-
-def test_what_is_kept_is_bounded(covered: Path, fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listings, "MOST_NAMES", 20)
-    list_root(fs)
-    assert len(fs.listings) == 7
-    for d in range(5):
-        (covered / f"d{d}").mkdir()
-        for i in range(3):
-            (covered / f"d{d}" / f"f{i}").write_bytes(b"")
-    for d in range(5):
-        fh = fs.tree.opendir(look(fs, b"d%d" % d))
-        run_inline(fs.tree.list(fh))
-        listed(fs, fh)
-        fs.tree.releasedir(fh)
-    assert len(fs.listings) == 20
-    kept = sum(inode.shown is not None for inode in fs.inodes)
-    assert kept == 12, "three files in each of the four directories that were listed last"
-    for inode in list(fs.inodes):
-        fs.inodes.forget(inode.ino, inode.lookups)
-    assert len(fs.inodes) == 1
-    assert len(fs.listings) == 0, "nothing is kept of what the kernel has forgotten"
-
-
-def test_a_new_listing_replaces_the_one_before(fs: FileSystem) -> None:
-    kept = Listings()
-    st = os.fstat(fs.root_fd)
-    kept.take(fs.inodes.root, st, [b"a", b"b"])
-    last = kept.take(fs.inodes.root, st, [b"c"])
-    assert (len(kept), kept.find(fs.inodes.root, st)) == (1, last)

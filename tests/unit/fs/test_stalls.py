@@ -11,11 +11,11 @@ import pytest
 import trio
 import trio.testing
 
-from fused.fs import files, pace, tree
+from fused.fs import files, pace, protocol, tree
+from fused.fs.answers import FORGOTTEN_AT_ONCE, Answers
 from fused.fs.attrs import NewAttrs
 from fused.fs.changes_protocol import Dirs, NullChangeSink, Save
 from fused.fs.filesystem import FileSystem
-from fused.fs.operations import FORGOTTEN_AT_ONCE, Handlers
 from fused.local import closing
 from fused.types import Caller, FileKey
 from tests.support.listed import listed
@@ -250,7 +250,7 @@ async def test_a_large_directory_is_listed_in_a_thread(
         waited = True
 
     fs.waiting.before_wait = before_wait
-    fh = fs.tree.opendir(1)
+    fh, _ = fs.tree.opendir(1)
     await fs.tree.list(fh)
     assert waited
     assert [name for name, _ in listed(fs, fh)] == [b".", b"..", b"sub"]
@@ -258,7 +258,7 @@ async def test_a_large_directory_is_listed_in_a_thread(
 
 async def test_forgetting_very_many_lets_others_read_in_between(make: Callable[..., FileSystem]) -> None:
     fs = make(NullChangeSink())
-    handlers = Handlers(fs, on_init=lambda: None)
+    answers = Answers(fs, lambda *_: None)
     entry = fs.tree.mkdir(1, b"sub", 0o700, CALLER)
     for _ in range(3 * FORGOTTEN_AT_ONCE - 1):
         fs.tree.lookup(1, b"sub")
@@ -269,6 +269,8 @@ async def test_forgetting_very_many_lets_others_read_in_between(make: Callable[.
         turns += 1
 
     fs.waiting.before_wait = before_wait
-    await handlers.forget([(entry.ino, 1)] * (3 * FORGOTTEN_AT_ONCE))
+    count = 3 * FORGOTTEN_AT_ONCE
+    body = protocol.BATCH_FORGET.pack(count, 0) + protocol.FORGET_ONE.pack(entry.ino, 1) * count
+    await answers.forget((0, protocol.Opcode.BATCH_FORGET, 0, 0, 0, 0, 0, 0, 0), memoryview(body))
     assert turns == 2
     assert len(fs.inodes) == 1

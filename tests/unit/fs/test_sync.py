@@ -35,7 +35,7 @@ async def test_files_in_memory_are_synced_inline(
     monkeypatch.setattr(fs.waiting, "offload", counting)
     try:
         opened, _ = await fs.files.create(1, b"f", 0o600, os.O_RDWR, CALLER)
-        directory = fs.tree.opendir(1)
+        directory, _ = fs.tree.opendir(1)
         for data_only in (False, True):
             await fs.files.fsync(opened.fh, data_only=data_only)
             await fs.files.fsync_directory(directory, data_only=data_only)
