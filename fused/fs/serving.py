@@ -42,6 +42,11 @@ _SMALL = 128 << 10
 _BODY = protocol.REQUEST.size
 
 
+def no_memory() -> MountError:
+    """What to end with when a request can't be taken up."""
+    return MountError("there was no memory to take up a request; the daemon has to end")
+
+
 class Server:
     """Serves one mount: `work` is to be run by MAX_TASKS tasks."""
 
@@ -73,7 +78,7 @@ class Server:
         except (MemoryError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.ENOMEM:
                 raise
-            raise MountError("there was no memory to take up a request; the daemon has to end") from error
+            raise no_memory() from error
 
     def _read(self, buffer: mmap.mmap) -> int:
         """The next request's length in bytes; 0 if there is none."""

@@ -7,6 +7,7 @@ as that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -23,7 +24,7 @@ from fused.fs.answers import Answers
 from fused.fs.operations import Operations
 from fused.fs.reader import RequestReader
 from fused.fs.relay import Relay, Wishes
-from fused.fs.serving import MAX_TASKS, Server
+from fused.fs.serving import MAX_TASKS, Server, no_memory
 from fused.fs.write_queue import write_queue_of
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
                 if write_queue is not None:
                     fs.files.on_large_write = write_queue.large_write
                     nursery.start_soon(write_queue.run)
-                await pyfuse3.main()
+                await _serve_libfuse()
                 nursery.cancel_scope.cancel()
         finally:
             _reader = None
@@ -177,6 +178,15 @@ async def _serve_requests(server: Server) -> None:
         for _ in range(MAX_TASKS):
             nursery.start_soon(server.work)
     pyfuse3.terminate()
+
+
+async def _serve_libfuse() -> None:
+    try:
+        await pyfuse3.main()
+    except* (MemoryError, OSError) as errors:
+        if errors.subgroup(lambda error: isinstance(error, OSError) and error.errno != errno.ENOMEM):
+            raise
+        raise no_memory() from errors  # libfuse could not allocate its read buffer
 
 
 def _forget_name(parent: int, name: bytes) -> None:

@@ -315,3 +315,35 @@ def test_reads_on_a_file_system_without_nowait_are_served(
     again = new_plain_mount(path=nested)
     assert (again.path / "inner" / "big").read_bytes() == content
     again.close()
+
+
+def test_a_listing_is_shown_again_by_the_kernel_until_something_changes(plain_mount: PlainMount) -> None:
+    directory = plain_mount.path / "d"
+    directory.mkdir()
+    for n in range(300):
+        (directory / f"f{n}").touch()
+    time.sleep(2 * SETTLED_NS / 1e9)
+    assert len(os.listdir(directory)) == 300
+    again = plain_mount.requests_during(lambda: os.listdir(directory))
+    assert again.keys() <= {"opendir", "releasedir", "getattr"}
+    (directory / "new").touch()
+    assert len(os.listdir(directory)) == 301
+    os.unlink(directory / "f7")
+    os.rename(directory / "f8", directory / "moved")
+    assert set(os.listdir(directory)) == {f"f{n}" for n in range(300) if n not in (7, 8)} | {"new", "moved"}
+
+
+def test_of_very_many_names_only_the_first_are_looked_at(plain_mount: PlainMount) -> None:
+    names = {f"f{n}" for n in range(4_000)}
+    for name in names:
+        (plain_mount.path / name).touch()
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    wait_until(lambda: plain_mount.counters()["inodes"] < 10, "the kernel to forget the files")
+    with os.scandir(plain_mount.path) as entries:
+        found = {entry.name: entry for entry in entries}
+    assert found.keys() == names
+    assert plain_mount.counters()["inodes"] < 1_100
+    assert all(entry.is_file(follow_symlinks=False) for entry in found.values())
+    assert plain_mount.counters()["inodes"] < 1_100, "types come along with names"
+    for name in ("f0", "f3999"):
+        assert found[name].inode() == os.stat(plain_mount.path / name).st_ino
