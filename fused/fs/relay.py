@@ -32,7 +32,9 @@ MAX_WRITE = 1 << 20
 LARGEST = MAX_WRITE + (8 << 10)
 """Room for any request. The kernel wants it for a write and 4 KiB, and never less than 8 KiB (FUSE_MIN_READ_BUFFER)."""
 
-_LARGEST_REPLY = 256 << 10
+_LARGEST_REPLY = 64 << 10
+"""Of libfuse's: what is said in INIT, errors, and names in notifications."""
+
 _KEPT = protocol.SPLICE_READ | protocol.SPLICE_WRITE | protocol.SPLICE_MOVE | protocol.SETXATTR_EXT
 
 
@@ -95,6 +97,7 @@ class Relay:
         self._wishes = wishes
         self._inheritable = os.get_inheritable(fd)
         self._init: bytes | None = None
+        self._said = memoryview(bytearray(_LARGEST_REPLY))  # taken now, as memory may be scarce later
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -128,12 +131,13 @@ class Relay:
         found = False
         while True:
             try:
-                message = self._ours.recv(_LARGEST_REPLY)
+                length = self._ours.recv_into(self._said)
             except BlockingIOError:
                 return found
-            if not message:
+            if not length:
                 return found
             found = True
+            message = bytes(self._said[:length])
             if self._init is not None:
                 message = changed_reply(self._init, message, self._wishes)
             try:

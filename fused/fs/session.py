@@ -161,8 +161,12 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
                 if write_queue is not None:
                     fs.files.on_large_write = write_queue.large_write
                     nursery.start_soon(write_queue.run)
-                await _serve_libfuse()
+                await pyfuse3.main()
                 nursery.cancel_scope.cancel()
+        except* (MemoryError, OSError) as errors:  # libfuse needs some for each request, too
+            if errors.subgroup(lambda error: isinstance(error, OSError) and error.errno != errno.ENOMEM):
+                raise
+            raise no_memory() from errors
         finally:
             _reader = None
             fs.files.on_large_write = None
@@ -178,15 +182,6 @@ async def _serve_requests(server: Server) -> None:
         for _ in range(MAX_TASKS):
             nursery.start_soon(server.work)
     pyfuse3.terminate()
-
-
-async def _serve_libfuse() -> None:
-    try:
-        await pyfuse3.main()
-    except* (MemoryError, OSError) as errors:
-        if errors.subgroup(lambda error: isinstance(error, OSError) and error.errno != errno.ENOMEM):
-            raise
-        raise no_memory() from errors  # libfuse could not allocate its read buffer
 
 
 def _forget_name(parent: int, name: bytes) -> None:
