@@ -50,6 +50,11 @@ def _names(body: memoryview, start: int) -> tuple[bytes, bytes]:
     return first, second
 
 
+def _caller(head: Head, umask: int = 0) -> Caller:
+    _, _, _, _, uid, gid, pid, _, _ = head
+    return Caller(uid, gid, pid, umask)
+
+
 class Answers:
     """The requests of one mount. `forget_name` makes the kernel forget a name in a directory."""
 
@@ -62,7 +67,7 @@ class Answers:
         self._write_back = not fs.write_through
         self._forget_name = forget_name
         self.request_counters = fs.requests
-        self._make_room = fs.reach.give_back
+        self.make_room = fs.reach.give_back
         self.by_opcode: dict[int, Answer] = {
             Opcode.LOOKUP: Answer("lookup", self._lookup),
             Opcode.GETATTR: Answer("getattr", self._getattr),
@@ -96,14 +101,10 @@ class Answers:
             Opcode.FSYNCDIR: Answer("fsyncdir", self._fsyncdir, waits=True),
         }
 
-    def make_room(self) -> bool:
-        """See `HasRoom`."""
-        return self._make_room()
-
     # Names
 
     def _lookup(self, head: Head, body: memoryview) -> Reply:
-        found = self._tree.lookup(head[3], bytes(body[:-1]))
+        found = self._tree.lookup(head[3], _name(body))
         return protocol.NO_ENTRY if found is None else protocol.entry(*found)
 
     async def forget(self, head: Head, body: memoryview) -> None:
@@ -112,7 +113,9 @@ class Answers:
             self._inodes.forget(head[3], protocol.FORGET.unpack_from(body)[0])
             return
         count, _ = protocol.BATCH_FORGET.unpack_from(body)
-        ones = list(protocol.FORGET_ONE.iter_unpack(body[protocol.BATCH_FORGET.size :][: 16 * count]))
+        ones = list(
+            protocol.FORGET_ONE.iter_unpack(body[protocol.BATCH_FORGET.size :][: protocol.FORGET_ONE.size * count])
+        )
         for start in range(0, count, FORGOTTEN_AT_ONCE):
             if start:
                 await self._waiting.wait_for(trio.lowlevel.checkpoint)
@@ -121,17 +124,17 @@ class Answers:
 
     def _mkdir(self, head: Head, body: memoryview) -> Reply:
         mode, umask = protocol.MKDIR.unpack_from(body)
-        caller = Caller(head[4], head[5], head[6], umask)
-        return protocol.entry(*self._tree.mkdir(head[3], _name(body, protocol.MKDIR.size), mode, caller))
+        name = _name(body, protocol.MKDIR.size)
+        return protocol.entry(*self._tree.mkdir(head[3], name, mode, _caller(head, umask)))
 
     def _mknod(self, head: Head, body: memoryview) -> Reply:
         mode, device, umask, _ = protocol.MKNOD.unpack_from(body)
-        caller = Caller(head[4], head[5], head[6], umask)
-        return protocol.entry(*self._tree.mknod(head[3], _name(body, protocol.MKNOD.size), mode, device, caller))
+        name = _name(body, protocol.MKNOD.size)
+        return protocol.entry(*self._tree.mknod(head[3], name, mode, device, _caller(head, umask)))
 
     def _symlink(self, head: Head, body: memoryview) -> Reply:
         name, target = _names(body, 0)
-        return protocol.entry(*self._tree.symlink(head[3], name, target, Caller(head[4], head[5], head[6], 0)))
+        return protocol.entry(*self._tree.symlink(head[3], name, target, _caller(head)))
 
     def _link(self, head: Head, body: memoryview) -> Reply:
         (ino,) = protocol.LINK.unpack_from(body)
@@ -154,8 +157,7 @@ class Answers:
     def _rename2(self, head: Head, body: memoryview) -> Reply:
         parent, flags, _ = protocol.RENAME2.unpack_from(body)
         old, new = _names(body, protocol.RENAME2.size)
-        caller = Caller(head[4], head[5], head[6], 0) if flags else None
-        self._tree.rename(head[3], old, parent, new, flags, caller)
+        self._tree.rename(head[3], old, parent, new, flags, _caller(head) if flags else None)
         return _NOTHING
 
     # Attributes
@@ -222,9 +224,8 @@ class Answers:
 
     async def _create(self, head: Head, body: memoryview) -> Reply:
         flags, mode, umask, _ = protocol.CREATE.unpack_from(body)
-        caller = Caller(head[4], head[5], head[6], umask)
         name = _name(body, protocol.CREATE.size)
-        (fh, direct_io), found = await self._files.create(head[3], name, mode, flags, caller)
+        (fh, direct_io), found = await self._files.create(head[3], name, mode, flags, _caller(head, umask))
         return protocol.entry(*found) + protocol.opened(fh, _file_flags(direct_io=direct_io))
 
     async def _read(self, _head: Head, body: memoryview) -> Reply:

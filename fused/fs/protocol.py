@@ -6,10 +6,13 @@ protocol that it was answered with. Native byte order, and no padding but what t
 
 from __future__ import annotations
 
-import os
 import stat
 import struct
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
 
 MAJOR = 7
 
@@ -129,12 +132,15 @@ SETXATTR = struct.Struct("=II")
 
 MASK = struct.Struct("=II")
 
-_ENTRY = struct.Struct("=QQQQII" + "QQQqqqIIIIIIIIII")
-"""fuse_entry_out: node, generation, how long the name and the attributes are good in seconds, and both in nanoseconds;
-then fuse_attr: inode, size, blocks, atime, mtime, ctime, their nanoseconds, mode, links, uid, gid, rdev, blksize, 0."""
+_ENTRY = struct.Struct("=QQQQII")
+"""The beginning of fuse_entry_out: node, generation, how long the name and the attributes are good in seconds, and both
+in nanoseconds. fuse_attr follows."""
 
-_ATTR = struct.Struct("=QII" + "QQQqqqIIIIIIIIII")
-"""fuse_attr_out: how long the attributes are good, in nanoseconds, padding; then fuse_attr."""
+_ATTR_OUT = struct.Struct("=QII")
+"""The beginning of fuse_attr_out: how long the attributes are good, in nanoseconds, padding. fuse_attr follows."""
+
+_ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
+"""fuse_attr: inode, size, blocks, atime, mtime, ctime, their nanoseconds, mode, links, uid, gid, rdev, blksize, 0."""
 
 OPENED = struct.Struct("=QII")
 """fuse_open_out: fh, flags, padding."""
@@ -150,43 +156,37 @@ GOOD_FOR = 86_400
 is as good as for ever."""
 
 _BILLION = 1_000_000_000
-_NAME_ALONE = bytes(_ENTRY.size)
+_NAME_ALONE = bytes(_ENTRY.size + _ATTR.size)
+_GOOD_ATTRIBUTES = _ATTR_OUT.pack(GOOD_FOR, 0, 0)
+
+NO_ENTRY = _ENTRY.pack(0, 0, GOOD_FOR, 0, 0, 0) + bytes(_ATTR.size)
+"""Node 0: there is no such name, and the kernel may remember that."""
 
 
 def entry(ino: int, st: os.stat_result) -> bytes:
     """A name's file. `ino` is its number on the mount, `st` the local file's stat."""
-    atime, atime_ns = divmod(st.st_atime_ns, _BILLION)
-    mtime, mtime_ns = divmod(st.st_mtime_ns, _BILLION)
-    ctime, ctime_ns = divmod(st.st_ctime_ns, _BILLION)
-    return _ENTRY.pack(
-        ino, 0, GOOD_FOR, GOOD_FOR, 0, 0,
-        ino, st.st_size, st.st_blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
-        st.st_mode, st.st_nlink, st.st_uid, st.st_gid, encode_device(st.st_rdev), st.st_blksize, 0,
-    )  # fmt: skip
-
-
-NO_ENTRY = _ENTRY.pack(0, 0, GOOD_FOR, *([0] * 19))
-"""Node 0: there is no such name, and the kernel may remember that."""
+    return _ENTRY.pack(ino, 0, GOOD_FOR, GOOD_FOR, 0, 0) + _attr(ino, st)
 
 
 def attributes(ino: int, st: os.stat_result) -> bytes:
     """A file's attributes, likewise."""
+    return _GOOD_ATTRIBUTES + _attr(ino, st)
+
+
+def _attr(ino: int, st: os.stat_result) -> bytes:
     atime, atime_ns = divmod(st.st_atime_ns, _BILLION)
     mtime, mtime_ns = divmod(st.st_mtime_ns, _BILLION)
     ctime, ctime_ns = divmod(st.st_ctime_ns, _BILLION)
     return _ATTR.pack(
-        GOOD_FOR, 0, 0,
         ino, st.st_size, st.st_blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
         st.st_mode, st.st_nlink, st.st_uid, st.st_gid, encode_device(st.st_rdev), st.st_blksize, 0,
     )  # fmt: skip
 
 
 def encode_device(number: int) -> int:
-    """A device's number as the kernel writes it in 32 bits (include/linux/kdev_t.h, new_encode_dev)."""
-    if not number:
-        return 0
-    major, minor = os.major(number), os.minor(number)
-    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+    """A device's number in 32 bits (Linux include/linux/kdev_t.h, new_encode_dev). The C library has the same bits in
+    these places, and more above them, which the kernel's 12 and 20 bits don't reach."""
+    return number & 0xFFFF_FFFF
 
 
 def space(found: os.statvfs_result) -> bytes:

@@ -1,8 +1,8 @@
 """Who reads the next request, and how it waits: the reader token.
 
-One task at a time holds the *token* and is the only one that waits for the FUSE descriptor. It keeps
-the token while it handles the request inline, comes back, and first polls for a moment: the program that was just
-answered usually asks again within microseconds. Then it sleeps in epoll, so an idle mount takes no CPU time.
+One task at a time holds the *token* and is the only one that waits for the FUSE descriptor. It keeps the token while it
+handles the request inline, comes back, and first polls for a moment: the program that was just answered usually asks
+again within microseconds. Then it sleeps in epoll, so an idle mount takes no CPU time.
 
 A handler that has to wait calls `hand_over` first (through `waiting.py`): a parked task gets the token, last parked
 first, so that few tasks and their buffers are in use. `concurrency.md` has the whole picture.

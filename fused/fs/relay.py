@@ -50,7 +50,7 @@ class Wishes:
     kill_privileges: bool = False
 
 
-def is_init(request: bytes | memoryview) -> bool:
+def is_init(request: bytes) -> bool:
     """Whether this is an INIT that we understand."""
     if len(request) < protocol.REQUEST.size + protocol.INIT.size:
         return False

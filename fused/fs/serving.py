@@ -42,6 +42,11 @@ _SMALL = 128 << 10
 _BODY = protocol.REQUEST.size
 
 
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory, as Python or as the kernel says it."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
 def no_memory() -> MountError:
     """What to end with when a request can't be taken up."""
     return MountError("there was no memory to take up a request; the daemon has to end")
@@ -76,7 +81,7 @@ class Server:
                 if not await self._reader.wait():
                     return
         except (MemoryError, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            if not is_want_of_memory(error):
                 raise
             raise no_memory() from error
 

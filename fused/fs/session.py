@@ -7,7 +7,6 @@ as that.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -24,7 +23,7 @@ from fused.fs.answers import Answers
 from fused.fs.operations import Operations
 from fused.fs.reader import RequestReader
 from fused.fs.relay import Relay, Wishes
-from fused.fs.serving import MAX_TASKS, Server, no_memory
+from fused.fs.serving import MAX_TASKS, Server, is_want_of_memory, no_memory
 from fused.fs.write_queue import write_queue_of
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
                 await pyfuse3.main()
                 nursery.cancel_scope.cancel()
         except* (MemoryError, OSError) as errors:  # libfuse needs some for each request, too
-            if errors.subgroup(lambda error: isinstance(error, OSError) and error.errno != errno.ENOMEM):
+            if errors.split(is_want_of_memory)[1] is not None:
                 raise
             raise no_memory() from errors
         finally:

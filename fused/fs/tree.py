@@ -21,7 +21,7 @@ from fused.local.listing import RawListing
 
 if TYPE_CHECKING:
     from fused.fs.changes_protocol import ChangeSink, Dirs
-    from fused.fs.handles import DirHandle, Handles
+    from fused.fs.handles import Handles
     from fused.fs.inodes import Inode, Inodes
     from fused.fs.listings import Listings
     from fused.fs.owner import NewOwner
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     st: os.stat_result
 
 
-class Encode(Protocol):
+class Reply(Protocol):
     """A reply to which entries are added."""
 
     plus: bool
@@ -306,7 +306,7 @@ class Tree:
         handle.listing = Listing(raw)
         self._listings.begins(handle.inode, st)
 
-    def show(self, fh: int, start: int, encode: Encode) -> None:
+    def show(self, fh: int, start: int, reply: Reply) -> None:
         """Add the entries from a position on to a reply, `.` and `..` first, until it is full or has had its share.
 
         Only a reply without any entry says that there are no more. Each entry that was added with a stat adds one to
@@ -314,38 +314,37 @@ class Tree:
         """
         handle = self._handles.directory(fh)
         directory = handle.inode
-        with_stat = encode.plus and self._listings.wants_attributes(directory, start)
-        most = MOST_ASKED if with_stat else MOST_NAMED
+        with_stat = reply.plus and self._listings.wants_attributes(directory, start)
+        left = MOST_ASKED if with_stat else MOST_NAMED
         index = start
         while index < 2:
             shown = directory if index == 0 else (directory.parent or directory)
-            if not encode.add(b".." if index else b".", shown.ino, stat.S_IFDIR, None, index + 1):
+            if not reply.add(b".." if index else b".", shown.ino, stat.S_IFDIR, None, index + 1):
                 return
             index += 1
-        while most and (entry := handle.listing.at(index - 2)) is not None:
+        while left and (entry := handle.listing.at(index - 2)) is not None:
             name, host_ino, kind = entry
             index += 1
+            st = None
             if with_stat:
-                added = self._show_with_stat(handle, entry, encode, index)
+                try:
+                    st = layer.stat_at(handle.fd, name)
+                except FileNotFoundError:
+                    continue
+                except PermissionError:  # the directory may be listed but not searched: the name alone
+                    pass
+            if st is None:
+                added = reply.add(name, self._inodes.number_of(directory.dev, host_ino), kind, None, index)
             else:
-                added = encode.add(name, self._inodes.number_of(directory.dev, host_ino), kind, None, index)
-            if added is False:
+                added = self._add_with_stat(reply, directory, name, st, index)
+            if not added:
                 return
-            most -= added is True
+            left -= 1
 
-    def _show_with_stat(
-        self, handle: DirHandle, entry: tuple[bytes, int, int], encode: Encode, position: int
-    ) -> bool | None:
-        """Add one entry. Whether there was room; None if it has vanished."""
-        name, host_ino, kind = entry
-        try:
-            st = layer.stat_at(handle.fd, name)
-        except FileNotFoundError:
-            return None
-        except PermissionError:  # the directory may be listed but not searched
-            return encode.add(name, self._inodes.number_of(handle.inode.dev, host_ino), kind, None, position)
-        inode = self._inodes.remember(st, handle.inode, name)
-        if not encode.add(name, inode.ino, st.st_mode, st, position):
+    def _add_with_stat(self, reply: Reply, directory: Inode, name: bytes, st: os.stat_result, position: int) -> bool:
+        """Add an entry that the kernel may use as if it had looked it up. Whether there was room."""
+        inode = self._inodes.remember(st, directory, name)
+        if not reply.add(name, inode.ino, st.st_mode, st, position):
             self._inodes.drop_if_unused(inode)
             return False
         inode.lookups += 1

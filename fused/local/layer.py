@@ -119,11 +119,6 @@ def rename_at(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) ->
         raise OSError(number, os.strerror(number), os.fsdecode(old), None, os.fsdecode(new))
 
 
-def names_in(fd: int) -> list[bytes]:
-    """The names in a directory, without `.` and `..`, in the order in which the host gives them."""
-    return [os.fsencode(name) for name in os.listdir(fd)]
-
-
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
     """Write all of `data` at `offset`, or raise."""
     done = os.pwrite(fd, data, offset)

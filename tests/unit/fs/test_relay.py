@@ -102,6 +102,14 @@ def device() -> Iterator[tuple[socket.socket, socket.socket]]:
     session.close()
 
 
+@pytest.fixture
+def passing(device: tuple[socket.socket, socket.socket]) -> Iterator[Relay]:
+    """A relay in the session's place."""
+    made = Relay(device[1].fileno(), KILL)
+    yield made
+    made.close()
+
+
 def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -137,10 +145,9 @@ async def test_libfuse_sees_the_request_and_the_kernel_the_changed_reply(
 
 
 async def test_an_answer_that_comes_at_once_is_there_when_it_was_passed_on(
-    device: tuple[socket.socket, socket.socket],
+    device: tuple[socket.socket, socket.socket], passing: Relay
 ) -> None:
     kernel, session = device
-    passing = Relay(session.fileno(), KILL)
 
     async def libfuse() -> None:
         await trio.lowlevel.wait_readable(session.fileno())
@@ -152,14 +159,12 @@ async def test_an_answer_that_comes_at_once_is_there_when_it_was_passed_on(
             await wait_all_tasks_blocked()
             await passing.pass_on(memoryview(b"question"))
             assert kernel.recv(4096) == b"noitseuq"
-    passing.close()
 
 
 async def test_requests_wait_until_libfuse_has_room(
-    device: tuple[socket.socket, socket.socket],
+    device: tuple[socket.socket, socket.socket], passing: Relay
 ) -> None:
     _, session = device
-    passing = Relay(session.fileno(), KILL)
     taken = 0
 
     async def libfuse() -> None:
@@ -185,14 +190,12 @@ async def test_requests_wait_until_libfuse_has_room(
             assert taken == 0
             nursery.start_soon(libfuse)
     assert taken == 200
-    passing.close()
 
 
 async def test_a_kernel_that_is_gone_when_the_answer_comes_is_no_error(
-    device: tuple[socket.socket, socket.socket],
+    device: tuple[socket.socket, socket.socket], passing: Relay
 ) -> None:
     kernel, session = device
-    passing = Relay(session.fileno(), KILL)
     kernel.close()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -200,7 +203,6 @@ async def test_a_kernel_that_is_gone_when_the_answer_comes_is_no_error(
             os.write(session.fileno(), reply())
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
-    passing.close()
 
 
 def test_a_descriptor_that_child_processes_inherit_stays_so(device: tuple[socket.socket, socket.socket]) -> None:
