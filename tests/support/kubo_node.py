@@ -81,7 +81,7 @@ class KuboNode:
     # --- running --------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Start the daemon and wait until it answers."""
+        """Start the daemon and wait until it answers and has written where."""
         assert self._process is None, "it runs already"
         if not (self.path / "config").exists():
             self.run("init", "--profile=test")
@@ -135,7 +135,8 @@ class KuboNode:
             self.rpc("id", timeout=5.0)
         except (OSError, http.client.HTTPException):
             return False
-        return True
+        # Kubo answers before it says where it is: it writes this file when all its listeners serve.
+        return (self.path / "api").exists()
 
     def stop(self) -> None:
         """End the daemon in order. Nothing happens if it does not run."""
