@@ -45,12 +45,12 @@ class SlowAnswers(Answers):
 
     async def _slow_write(self, _head: Head, body: memoryview) -> bytes:
         fh, offset, size, *_ = protocol.WRITE.unpack_from(body)
-        await self._waiting.wait_for(lambda: self._take(size / self.rate))
+        await self.waiting.wait_for(lambda: self._take(size / self.rate))
         start = protocol.WRITE.size
         return protocol.SIZE.pack(os.pwrite(self._handles.file(fh).fd, body[start : start + size], offset), 0)
 
     async def _slow_fsync(self, _head: Head, _body: memoryview) -> bytes:
-        await self._waiting.wait_for(lambda: self._take(self.sync_seconds))
+        await self.waiting.wait_for(lambda: self._take(self.sync_seconds))
         return b""
 
 

@@ -1,7 +1,8 @@
 """The handlers of the kernel's requests: decode the message, call the file system, encode the reply. Nothing else.
 
 Each takes the request's head and its body, which is good until the handler returns (or, where it may wait, ends), and
-returns the reply's content. What has no handler here is libfuse's, see `relay.py`.
+returns the reply's content, or a `Later` for a thread (`waiting.py`). What has no handler here is libfuse's, see
+`relay.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fused.fs.filesystem import FileSystem
+    from fused.fs.waiting import Later
 
 Reply = bytes | memoryview
 
@@ -63,9 +65,9 @@ class Answers:
         self._tree = fs.tree
         self._files = fs.files
         self._attributes = fs.attributes
-        self._waiting = fs.waiting
         self._write_back = not fs.write_through
         self._forget_name = forget_name
+        self.waiting = fs.waiting
         self.request_counters = fs.requests
         self.make_room = fs.reach.give_back
         self.by_opcode: dict[int, Answer] = {
@@ -89,16 +91,16 @@ class Answers:
             Opcode.RENAME2: Answer("rename", self._rename2),
             Opcode.OPEN: Answer("open", self._open, waits=True),
             Opcode.CREATE: Answer("create", self._create, waits=True),
-            Opcode.READ: Answer("read", self._read, waits=True),
+            Opcode.READ: Answer("read", self._read),
             Opcode.WRITE: Answer("write", self._write, waits=True),
             Opcode.FLUSH: Answer("flush", self._flush),
             Opcode.RELEASE: Answer("release", self._release),
-            Opcode.FSYNC: Answer("fsync", self._fsync, waits=True),
+            Opcode.FSYNC: Answer("fsync", self._fsync),
             Opcode.OPENDIR: Answer("opendir", self._opendir),
             Opcode.READDIR: Answer("readdir", self._readdir, waits=True),
             Opcode.READDIRPLUS: Answer("readdir", self._readdirplus, waits=True),
             Opcode.RELEASEDIR: Answer("releasedir", self._releasedir),
-            Opcode.FSYNCDIR: Answer("fsyncdir", self._fsyncdir, waits=True),
+            Opcode.FSYNCDIR: Answer("fsyncdir", self._fsyncdir),
         }
 
     # Names
@@ -118,7 +120,7 @@ class Answers:
         )
         for start in range(0, count, FORGOTTEN_AT_ONCE):
             if start:
-                await self._waiting.wait_for(trio.lowlevel.checkpoint)
+                await self.waiting.wait_for(trio.lowlevel.checkpoint)
             for ino, times in ones[start : start + FORGOTTEN_AT_ONCE]:
                 self._inodes.forget(ino, times)
 
@@ -228,9 +230,9 @@ class Answers:
         (fh, direct_io), found = await self._files.create(head[3], name, mode, flags, _caller(head, umask))
         return protocol.entry(*found) + protocol.opened(fh, _file_flags(direct_io=direct_io))
 
-    async def _read(self, _head: Head, body: memoryview) -> Reply:
+    def _read(self, _head: Head, body: memoryview) -> Reply | Later:
         fh, offset, size = protocol.READ.unpack_from(body)
-        return await self._files.read(fh, offset, size)
+        return self._files.read(fh, offset, size)
 
     async def _write(self, _head: Head, body: memoryview) -> Reply:
         fh, offset, size, *_ = protocol.WRITE.unpack_from(body)
@@ -253,10 +255,9 @@ class Answers:
             self._forget_name(parent.ino, name)
         return _NOTHING
 
-    async def _fsync(self, _head: Head, body: memoryview) -> Reply:
+    def _fsync(self, _head: Head, body: memoryview) -> Reply | Later:
         fh, flags = protocol.FSYNC.unpack_from(body)
-        await self._files.fsync(fh, data_only=bool(flags & protocol.FSYNC_DATA_ONLY))
-        return _NOTHING
+        return self._files.fsync(fh, data_only=bool(flags & protocol.FSYNC_DATA_ONLY))
 
     # Directories
 
@@ -283,10 +284,9 @@ class Answers:
         self._tree.releasedir(fh)
         return _NOTHING
 
-    async def _fsyncdir(self, _head: Head, body: memoryview) -> Reply:
+    def _fsyncdir(self, _head: Head, body: memoryview) -> Reply | Later:
         fh, flags = protocol.FSYNC.unpack_from(body)
-        await self._files.fsync_directory(fh, data_only=bool(flags & protocol.FSYNC_DATA_ONLY))
-        return _NOTHING
+        return self._files.fsync_directory(fh, data_only=bool(flags & protocol.FSYNC_DATA_ONLY))
 
 
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:

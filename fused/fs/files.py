@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from fused.fs.mounts import filesystem_type
 from fused.fs.pace import IN_MEMORY, Pace
+from fused.fs.waiting import Later
 from fused.local import layer
 from fused.local.closing import close_soon
 
@@ -184,10 +185,10 @@ class Files:
 
     # Content
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
-        """Up to `size` bytes, fewer only at the end of the file.
+    def read(self, fh: int, offset: int, size: int) -> bytes | memoryview | Later:
+        """Up to `size` bytes, fewer only at the end of the file; later if the local file system has to wait.
 
-        The result is good until the next `await` of anything. Waits in a thread if the local file system has to.
+        The result is good until the next call.
         """
         handle = self._handles.file(fh)
         if size <= MAX_READ:
@@ -195,7 +196,7 @@ class Files:
             if found is not None:
                 return found
         fd = handle.fd
-        return await self._waiting.offload(lambda: os.pread(fd, size, offset))
+        return Later(lambda: os.pread(fd, size, offset))
 
     def _read_now(self, handle: FileHandle, offset: int, size: int) -> memoryview | None:
         """Read what is in memory; None if that is not all of it."""
@@ -307,21 +308,23 @@ class Files:
         if self._mtimes is not None:
             self._mtimes.written(inode)
 
-    async def fsync(self, fh: int, *, data_only: bool) -> None:
-        """Return when the file's content (and, unless `data_only`, its metadata) is on disk."""
+    def fsync(self, fh: int, *, data_only: bool) -> bytes | Later:
+        """An empty answer when the file's content (and, unless `data_only`, its metadata) is on disk."""
         handle = self._handles.file(fh)
-        await self._sync(handle.fd, data_only=data_only, on=handle.inode.ino)
+        return _sync(handle.fd, data_only=data_only, on=handle.inode.ino)
 
-    async def fsync_directory(self, fh: int, *, data_only: bool) -> None:
-        """Return when the directory's names are on disk."""
-        await self._sync(self._tree.directory_fd(fh), data_only=data_only)
+    def fsync_directory(self, fh: int, *, data_only: bool) -> bytes | Later:
+        """An empty answer when the directory's names are on disk."""
+        return _sync(self._tree.directory_fd(fh), data_only=data_only)
 
-    async def _sync(self, fd: int, *, data_only: bool, on: int | None = None) -> None:
-        sync = os.fdatasync if data_only else os.fsync
-        if _is_in_memory(os.fstat(fd).st_dev):  # there it does nothing (Linux fs/libfs.c, noop_fsync)
-            sync(fd)
-        else:
-            await self._waiting.offload(lambda: sync(fd), on=on)
+
+def _sync(fd: int, *, data_only: bool, on: int | None = None) -> bytes | Later:
+    def sync() -> bytes:
+        (os.fdatasync if data_only else os.fsync)(fd)
+        return b""
+
+    # In memory it does nothing (Linux fs/libfs.c, noop_fsync).
+    return sync() if _is_in_memory(os.fstat(fd).st_dev) else Later(sync, on)
 
 
 @functools.cache

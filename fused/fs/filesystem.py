@@ -83,6 +83,7 @@ class FileSystem:
 
     def counters(self) -> dict[str, RequestStats]:
         """Requests served by kind."""
+        self.waiting.settle()
         return {kind: counter.stats() for kind, counter in sorted(self.requests.items()) if counter.count}
 
     def inode_count(self) -> int:

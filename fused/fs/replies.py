@@ -1,18 +1,12 @@
-"""From exceptions to the errno that a program sees, and the account of every request.
-
-The only place that does either.
-"""
+"""From exceptions to the errno that a program sees: the only place."""
 
 from __future__ import annotations
 
 import errno
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from fused import errors
-
-if TYPE_CHECKING:
-    from fused.fs.requests import RequestCounter
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +59,8 @@ def may_try_again(who: HasRoom, error: OSError) -> bool:
     return error.errno in (errno.EMFILE, errno.ENFILE) and who.make_room()
 
 
-def failure(kind: str, counter: RequestCounter, error: Exception) -> int:
-    """The errno for what a handler raised, which is counted and, if it is worth it, logged."""
-    counter.errors += 1
+def failure(kind: str, error: Exception) -> int:
+    """The errno for what a handler raised, which is logged if it is worth it."""
     number = errno_of(error)
     if number is None:
         log.exception("a bug in a handler: op=%s answered with errno=EIO", kind, exc_info=error)

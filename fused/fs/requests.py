@@ -33,9 +33,11 @@ class RequestCounter:
         self.max_ns = 0
         self.buckets = [0] * _BUCKETS
 
-    def add(self, took_ns: int) -> None:
-        """One more request was answered, with a result or with an error."""
+    def add(self, took_ns: int, failed: int = 0) -> None:
+        """One more request was answered, with a result or with the error `failed`."""
         self.count += 1
+        if failed:
+            self.errors += 1
         self.buckets[min(_BUCKETS - 1, (took_ns // 1000).bit_length())] += 1
         if took_ns > self.max_ns:
             self.max_ns = took_ns

@@ -11,6 +11,8 @@ import errno
 import logging
 import mmap
 import os
+import time
+from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
@@ -19,8 +21,11 @@ from fused.fs import protocol
 from fused.fs.protocol import Opcode
 from fused.fs.relay import LARGEST
 from fused.fs.replies import failure, may_try_again
+from fused.fs.waiting import Later
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fused.fs.answers import Answers, Reply
     from fused.fs.protocol import Head
     from fused.fs.reader import RequestReader
@@ -39,6 +44,7 @@ _ENDED = {errno.ENODEV, errno.ECONNABORTED}
 """Unmounted, or the connection was aborted."""
 
 _SMALL = 128 << 10
+_WANT_OF_MEMORY_S = 0.01
 _BODY = protocol.REQUEST.size
 
 
@@ -59,6 +65,7 @@ class Server:
         self._answers = answers
         self._reader = reader
         self._relay = relay
+        self._waiting = answers.waiting
         self._fd = relay.kernel
 
     async def work(self) -> None:
@@ -74,6 +81,7 @@ class Server:
             view = memoryview(buffer)
             while True:
                 length = self._read(buffer)
+                self._waiting.settle()
                 if length:
                     await self._serve(protocol.REQUEST.unpack_from(buffer), view[:length])
                 if length > _SMALL and not self._reader.is_held():
@@ -105,11 +113,10 @@ class Server:
                 await self._relay.pass_on(request)
             return
         kind, function, waits = answer
-        counter = self._answers.request_counters[kind]
         begun = perf_counter_ns()
         body = request[_BODY:]
         failed = 0
-        reply: Reply = b""
+        reply: Reply | Later = b""
         try:
             try:
                 reply = await function(head, body) if waits else function(head, body)
@@ -117,16 +124,40 @@ class Server:
                 if not may_try_again(self._answers, error):
                     raise
                 reply = await function(head, body) if waits else function(head, body)
+            if isinstance(reply, Later):
+                self._waiting.hand_to_thread(partial(self._answer, kind, head[2], begun, reply.work), on=reply.on)
+                return
         except Exception as error:
-            failed = failure(kind, counter, error)
+            failed = failure(kind, error)
+            reply = b""
+        try:
+            self._reply(kind, head[2], failed, reply)
+        finally:
+            self._answers.request_counters[kind].add(perf_counter_ns() - begun, failed)
+
+    def _answer(self, kind: str, unique: int, begun: int, work: Callable[[], Reply]) -> Callable[[], None]:
+        """In a thread: make the reply and send it. Returns what counts it."""
+        failed = 0
+        reply: Reply = b""
+        try:
+            reply = work()
+        except Exception as error:
+            failed = failure(kind, error)
+        while True:
+            try:
+                self._reply(kind, unique, failed, reply)
+                return partial(self._answers.request_counters[kind].add, perf_counter_ns() - begun, failed)
+            except MemoryError:  # the program waits for it, and some bytes will do
+                time.sleep(_WANT_OF_MEMORY_S)
+
+    def _reply(self, kind: str, unique: int, failed: int, reply: Reply) -> None:
+        """From any thread."""
         try:
             if failed:
-                os.write(self._fd, protocol.REPLY.pack(protocol.REPLY.size, -failed, head[2]))
+                os.write(self._fd, protocol.REPLY.pack(protocol.REPLY.size, -failed, unique))
             else:
-                os.writev(self._fd, (protocol.REPLY.pack(protocol.REPLY.size + len(reply), 0, head[2]), reply))
+                os.writev(self._fd, (protocol.REPLY.pack(protocol.REPLY.size + len(reply), 0, unique), reply))
         except OSError as error:
             # After an abort, and for the last release of a mount that was detached while in use (ENOENT, Linux
             # fs/fuse/dev.c, fuse_dev_do_write).
             log.debug("nobody waits for the answer any more: op=%s: %s", kind, error)
-        finally:
-            counter.add(perf_counter_ns() - begun)

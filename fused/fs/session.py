@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fused.fs.filesystem import FileSystem
+    from fused.fs.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell_when_ready, ready, on_ready)
                 nursery.start_soon(relay.run)
-                nursery.start_soon(_serve_requests, Server(Answers(fs, _forget_name), reader, relay))
+                nursery.start_soon(_serve_requests, Server(Answers(fs, _forget_name), reader, relay), fs.waiting)
                 if write_queue is not None:
                     fs.files.on_large_write = write_queue.large_write
                     nursery.start_soon(write_queue.run)
@@ -176,10 +177,14 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
         fs.close()
 
 
-async def _serve_requests(server: Server) -> None:
-    async with trio.open_nursery() as nursery:
-        for _ in range(MAX_TASKS):
-            nursery.start_soon(server.work)
+async def _serve_requests(server: Server, waiting: Waiting) -> None:
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(MAX_TASKS):
+                nursery.start_soon(server.work)
+    finally:
+        with trio.CancelScope(shield=True):  # they answer to the session's descriptor, and use those of `fs`
+            await waiting.finish()
     pyfuse3.terminate()
 
 

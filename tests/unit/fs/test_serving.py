@@ -7,6 +7,7 @@ import mmap
 import os
 import socket
 import struct
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -22,8 +23,9 @@ from fused.fs.answers import Answer
 from fused.fs.reader import RequestReader
 from fused.fs.requests import RequestCounter
 from fused.fs.serving import Server
+from fused.fs.waiting import MAX_THREADS, Later, Waiting
 
-ECHO, FAIL, WAIT, OTHER, INTERRUPT, FORGET = 1001, 1002, 1003, 1004, 36, 2
+ECHO, FAIL, WAIT, OTHER, LATER, INTERRUPT, FORGET = 1001, 1002, 1003, 1004, 1005, 36, 2
 
 
 def request(opcode: int, unique: int, body: bytes = b"") -> bytes:
@@ -38,17 +40,22 @@ class Kernel:
         self.end.setblocking(False)
         self.ours.setblocking(False)
         self.go_on = trio.Event()
+        self.begun = threading.Semaphore(0)
+        self.may_end = threading.Event()
         self.forgotten: list[bytes] = []
         self.passed_on: list[bytes] = []
         self.room: list[bool] = []
         self.raises: list[Exception] = []
         self.counters: defaultdict[str, RequestCounter] = defaultdict(RequestCounter)
         self.reader = RequestReader(self.ours.fileno())
+        self.waiting = Waiting()
         answers = SimpleNamespace(
+            waiting=self.waiting,
             by_opcode={
                 ECHO: Answer("echo", lambda _head, body: bytes(body)),
                 FAIL: Answer("fail", self._fail),
                 WAIT: Answer("wait", self._wait, waits=True),
+                LATER: Answer("later", lambda _head, _body: Later(self._work, on=1)),
             },
             request_counters=self.counters,
             forget=self._forget,
@@ -66,6 +73,13 @@ class Kernel:
         self.reader.hand_over()
         await self.go_on.wait()
         return bytes(body)
+
+    def _work(self) -> bytes:
+        self.begun.release()
+        assert self.may_end.wait(60)
+        if self.raises:
+            raise self.raises.pop(0)
+        return b"done"
 
     async def _forget(self, _head: object, body: memoryview) -> None:
         self.forgotten.append(bytes(body))
@@ -143,6 +157,66 @@ async def test_others_are_answered_while_one_waits_and_its_message_stays_as_it_w
             kernel.reader.close()
     message = kernel.end.recv(1 << 20)
     assert message[16:] == b"x" * 200_000
+
+
+async def test_a_thread_answers_by_itself_and_others_are_served_meanwhile(kernel: Kernel) -> None:
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.server.work)  # one task is enough
+            try:
+                for unique in range(MAX_THREADS + 3):
+                    kernel.end.send(request(LATER, unique))
+                    await wait_all_tasks_blocked()
+                for _ in range(MAX_THREADS):
+                    assert await trio.to_thread.run_sync(kernel.begun.acquire)
+                assert not kernel.begun.acquire(blocking=False), "more threads than there may be"
+                assert kernel.waiting.threads_work()
+                assert kernel.waiting.busy(1)
+                kernel.end.send(request(ECHO, 100, b"hello"))
+                await wait_all_tasks_blocked()
+                assert kernel.reply() == (0, 100, b"hello")
+                kernel.raises = [OSError(errno.EIO, "broken"), KeyError("bug")]
+            finally:
+                kernel.may_end.set()
+            await kernel.waiting.finish()
+            replies = [kernel.reply() for _ in range(MAX_THREADS + 3)]
+            assert sorted(unique for _, unique, _ in replies) == list(range(MAX_THREADS + 3))
+            assert sorted(error for error, _, _ in replies)[:3] == [-errno.EIO, -errno.EIO, 0]
+            assert {content for error, _, content in replies if not error} == {b"done"}
+            assert not kernel.waiting.threads_work()
+            assert not kernel.waiting.busy(1)
+            counter = kernel.counters["later"]
+            assert (counter.count, counter.errors) == (MAX_THREADS + 3, 2)
+            kernel.reader.close()
+
+
+async def test_without_a_thread_there_is_an_error(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", no_more)
+    await served(kernel, request(LATER, 2), request(ECHO, 4))
+    assert (kernel.reply(), kernel.reply()) == ((-errno.ENOMEM, 2, b""), (0, 4, b""))
+    assert not kernel.waiting.busy(1)
+
+
+async def test_a_thread_that_finds_no_memory_for_its_answer_tries_again(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [MemoryError(), MemoryError()]
+    writev = os.writev
+
+    def scarce(fd: int, buffers: tuple[bytes, bytes]) -> int:
+        if refusals:
+            raise refusals.pop()
+        return writev(fd, buffers)
+
+    monkeypatch.setattr(os, "writev", scarce)
+    kernel.may_end.set()
+    await served(kernel, request(LATER, 2))
+    await kernel.waiting.finish()
+    assert kernel.reply() == (0, 2, b"done")
+    assert not refusals
 
 
 async def test_what_needs_no_answer_gets_none(kernel: Kernel) -> None:
