@@ -169,7 +169,7 @@ class Answers:
 
     async def _setattr(self, head: Head, body: memoryview) -> Reply:
         (
-            valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _,
+            valid, _, fh, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, _,
         ) = protocol.SETATTR.unpack_from(body)  # fmt: skip
         ino = head[3]
         if valid & protocol.SET_SIZE:
@@ -180,7 +180,7 @@ class Answers:
             gid=gid if valid & protocol.SET_GID else None,
             atime_ns=_time(valid, protocol.SET_ATIME, protocol.SET_ATIME_NOW, atime, atime_ns),
             mtime_ns=_time(valid, protocol.SET_MTIME, protocol.SET_MTIME_NOW, mtime, mtime_ns),
-            late=bool(valid & protocol.SET_CTIME),
+            ctime_ns=_time(valid, protocol.SET_CTIME, 0, ctime, ctime_ns),
         )
         if valid & protocol.SET_SIZE and not new.any:
             return protocol.attributes(*self._attributes.getattr(ino))

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class NewAttrs:
     """What a setattr changes; None leaves it as it is.
 
-    `late` marks a change of times that the kernel may be making by itself: with the write-back cache it sends a
-    file's modification time after the writes, when nobody asked for anything.
+    With the write-back cache the kernel keeps account of the times itself and sends `ctime_ns`, which nobody can set,
+    with each change. It also sends the two times by themselves when nobody asked for anything: the modification time
+    after writes, and the ctime after a rename, a link or an unlink (Linux fs/fuse/inode.c, fuse_write_inode).
     """
 
     mode: int | None = None
@@ -34,22 +35,28 @@ class NewAttrs:
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
-    late: bool = False
+    ctime_ns: int | None = None
 
     @property
     def any(self) -> bool:
         """Whether anything is to be changed."""
-        return not (
-            self.mode is None
-            and self.uid is None
-            and self.gid is None
-            and self.atime_ns is None
-            and self.mtime_ns is None
-        )
+        return self.mtime_ns is not None or not self._only_mtime_or_nothing
+
+    @property
+    def only_mtime(self) -> bool:
+        """Whether the modification time is to be changed and nothing else."""
+        return self.mtime_ns is not None and self._only_mtime_or_nothing
+
+    @property
+    def _only_mtime_or_nothing(self) -> bool:
+        return self.mode is None and self.uid is None and self.gid is None and self.atime_ns is None
 
 
 _CAPABILITY = b"security.capability"
 _ACL = b"system.posix_acl_"
+
+_CONFIRMED_NS = 50_000_000
+"""The ctime that the kernel sends after a change of names is later than the local file's by what the request took."""
 
 _NOW_NS = 5_000_000_000
 """Times this close to now may have been asked for as "now": pyfuse3 hands on the clock's reading, not the request."""
@@ -91,6 +98,12 @@ class Attributes:
         inode = self._inodes.get(ino)
         if self._waiting.busy(ino):
             return await self._setattr_in_thread(inode, new)
+        if new.ctime_ns is not None and new.only_mtime:
+            st = self._reach.stat(inode)
+            if st.st_mtime_ns == new.mtime_ns and new.ctime_ns - st.st_ctime_ns < _CONFIRMED_NS:
+                if self._mtimes is not None:
+                    self._mtimes.told(inode, st.st_mtime_ns)
+                return Entry(ino, st)  # the local file has it all from what was done just now
         with self._reach.aim(inode) as aim:
             before = after = os.fstat(aim.fd)
             try:
@@ -153,7 +166,7 @@ class Attributes:
         except PermissionError:
             # We may write to the file but don't own it. Setting times to now is allowed then (utimensat(2)), and the
             # kernel's own late update must not fail: close() would report it. Our writes have set the time already.
-            if new.atime_ns is None and new.late:
+            if new.atime_ns is None and new.ctime_ns is not None:
                 return
             now = time.time_ns()
             if abs(now - atime_ns) > _NOW_NS or abs(now - mtime_ns) > _NOW_NS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -257,7 +258,7 @@ def test_changing_attributes(setup: Setup) -> None:
     run_inline(attributes.setattr(setup.file, NewAttrs(mode=0o600)))
     run_inline(attributes.setattr(setup.b, NewAttrs(mode=0o700)))
     run_inline(attributes.setattr(1, NewAttrs(mode=0o700)))
-    run_inline(attributes.setattr(setup.file, NewAttrs(mtime_ns=5, late=True)))
+    run_inline(attributes.setattr(setup.file, NewAttrs(mtime_ns=5, ctime_ns=6)))
     attributes.setxattr(setup.file, b"user.a", b"1")
     attributes.removexattr(setup.file, b"user.a")
     assert setup.sink.take() == [
@@ -268,6 +269,31 @@ def test_changing_attributes(setup: Setup) -> None:
         ("metadata", "a/b/file", [], ABOVE),
         ("metadata", "a/b/file", [], ABOVE),
     ]
+
+
+def test_times_that_the_file_has_already_are_not_set_and_not_announced(setup: Setup) -> None:
+    setup.fs.tree.rename(setup.b, b"file", setup.b, b"renamed", 0)
+    setup.sink.take()
+    now = os.stat(f"{setup.root}/a/b/renamed")
+
+    def confirmed(ctime_ns: int | None, **others: int) -> list[str]:
+        """What the file's stat differs by after the kernel has sent its times."""
+        time.sleep(0.02)  # longer than the kernel's clock takes to go on
+        new = NewAttrs(mtime_ns=now.st_mtime_ns, ctime_ns=ctime_ns, **others)
+        shown = run_inline(setup.fs.attributes.setattr(setup.file, new)).st
+        after = os.stat(f"{setup.root}/a/b/renamed")
+        assert (after.st_ctime_ns, after.st_mode) == (shown.st_ctime_ns, shown.st_mode)
+        return [
+            name for name in ("st_mode", "st_mtime_ns", "st_ctime_ns") if getattr(now, name) != getattr(after, name)
+        ]
+
+    assert confirmed(now.st_ctime_ns + 1_000_000) == []
+    assert setup.sink.take() == []
+    # Later it is somebody's wish, who may look at the ctime, and so it is if anything else is to be changed.
+    assert confirmed(now.st_ctime_ns + 10**9) == ["st_ctime_ns"]
+    assert confirmed(None) == ["st_ctime_ns"]
+    assert confirmed(time.time_ns(), mode=0o700) == ["st_mode", "st_ctime_ns"]
+    assert [change[2] for change in setup.sink.take()] == [[], [], ["st_mode"]]
 
 
 def test_an_unlinked_open_file_is_in_no_directory(setup: Setup) -> None:

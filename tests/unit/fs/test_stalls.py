@@ -181,7 +181,7 @@ async def test_a_time_that_is_set_while_a_thread_writes_is_the_one_that_is_left(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fs.files.write, opened.fh, 0, b"x" * 10)
             await trio.testing.wait_all_tasks_blocked()
-            await fs.attributes.setattr(entry.ino, NewAttrs(mtime_ns=5_000, late=True))
+            await fs.attributes.setattr(entry.ino, NewAttrs(mtime_ns=5_000, ctime_ns=6_000))
             disk.go_on.set()
     fs.files.release(opened.fh)
     assert fs.attributes.getattr(entry.ino).st.st_mtime_ns == 5_000
