@@ -2,7 +2,8 @@
 
 One task at a time holds the *token* and is the only one that waits for the FUSE descriptor. It keeps the token while it
 handles the request inline, comes back, and first polls for a moment: the program that was just answered usually asks
-again within microseconds. Then it sleeps in epoll, so an idle mount takes no CPU time.
+again within microseconds. Then it sleeps, so an idle mount takes no CPU time: for what is left of BUSY_SECONDS in poll(2),
+as the way through trio costs as much as a small request, and then in trio's epoll.
 
 A handler that has to wait calls `hand_over` first (through `waiting.py`): a parked task gets the token, last parked
 first, so that few tasks and their buffers are in use. `concurrency.md` has the whole picture.
@@ -49,6 +50,8 @@ class RequestReader:
         self._others_ran = perf_counter()
         self.threads_work: Callable[[], bool] = _never
         """Set by the session: whether polling would keep a thread from working."""
+        self.tasks_wait: Callable[[], bool] = _never
+        """Set by the session: whether a task waits for a thread, of whose end trio is told."""
 
     async def wait(self) -> bool:
         """Wait until this task may read one request. False if there will be no more.
@@ -87,8 +90,12 @@ class RequestReader:
             ready = poll(0)
             if ready:
                 return ready[0][1]
-            if perf_counter() > give_up or self.threads_work():
+            now = perf_counter()
+            if now > give_up or self.threads_work():
                 break
+        left_ms = int((self._others_ran + BUSY_SECONDS - now) * 1000)
+        if left_ms > 0 and not self.tasks_wait() and (ready := poll(left_ms)):
+            return ready[0][1]
         try:
             await trio.lowlevel.wait_readable(self._fd)
         except trio.ClosedResourceError:

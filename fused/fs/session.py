@@ -153,6 +153,7 @@ async def serve(fs: FileSystem, options: MountOptions, on_ready: Callable[[], No
             _reader = reader = RequestReader(relay.kernel)
             fs.waiting.before_wait = reader.hand_over
             reader.threads_work = fs.waiting.threads_work
+            reader.tasks_wait = fs.waiting.tasks_wait
             write_queue = write_queue_of(options.mountpoint)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell_when_ready, ready, on_ready)

@@ -138,6 +138,10 @@ class Waiting:
         """Whether a thread runs something, or is about to."""
         return self._in_threads > 0 or self._threads > 0
 
+    def tasks_wait(self) -> bool:
+        """Whether a task waits for a thread."""
+        return self._in_threads > 0
+
     def busy(self, ino: int) -> bool:
         """Whether a thread works on the file: then whatever changes it as well may have to wait for that thread.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from fused.fs import reader as reader_module
 from fused.fs.reader import RequestReader
 
 
@@ -134,6 +136,29 @@ async def test_other_tasks_run_although_requests_never_stop(pipe: tuple[int, int
         reader.close()
 
 
+async def test_a_request_soon_after_another_is_not_waited_for_through_trio(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "BUSY_SECONDS", 60.0)
+    reader = RequestReader(pipe[0], spin_seconds=0)
+    os.write(pipe[1], b"x")
+    assert await reader.wait()
+    os.read(pipe[0], 1)
+
+    async def refuse(_: int) -> None:
+        raise AssertionError("it went to sleep in trio")
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", refuse)
+    later = threading.Timer(0.1, os.write, (pipe[1], b"x"))
+    later.start()
+    assert await reader.wait()
+    later.join()
+    os.read(pipe[0], 1)
+    reader.tasks_wait = lambda: True  # nobody but trio would hear of the thread's end
+    with pytest.raises(AssertionError, match="in trio"):
+        await reader.wait()
+
+
 async def test_cancelling_the_reader_passes_the_token_on(pipe: tuple[int, int]) -> None:
     reader = RequestReader(pipe[0])
     first = trio.CancelScope()
@@ -198,7 +223,7 @@ async def test_nobody_polls_while_a_thread_works(pipe: tuple[int, int], work: bo
     class Counting:
         def poll(self, timeout: int) -> list[tuple[int, int]]:
             nonlocal polls
-            polls += 1
+            polls += timeout == 0  # with a timeout it sleeps, and others have the interpreter
             return []
 
     reader._poll = Counting()  # type: ignore[assignment]
