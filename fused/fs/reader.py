@@ -2,8 +2,8 @@
 
 One task at a time holds the *token* and is the only one that waits for the FUSE descriptor. It keeps the token while it
 handles the request inline, comes back, and first polls for a moment: the program that was just answered usually asks
-again within microseconds. Then it sleeps, so an idle mount takes no CPU time: for what is left of BUSY_SECONDS in poll(2),
-as the way through trio costs as much as a small request, and then in trio's epoll.
+again within microseconds. Then it sleeps, so an idle mount takes no CPU time: for what is left of BUSY_SECONDS in
+poll(2), as the way through trio costs as much as a small request, and then in trio's epoll.
 
 A handler that has to wait calls `hand_over` first (through `waiting.py`): a parked task gets the token, last parked
 first, so that few tasks and their buffers are in use. `concurrency.md` has the whole picture.
