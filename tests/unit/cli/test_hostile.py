@@ -217,6 +217,7 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (400 << 20, 400 << 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ls", "ls --json", "diff", "diff --json", "restore"])
 def test_tree_of_two_to_the_forty_entries_takes_little_memory_and_ctrl_c(
     stored: Stored, tmp_path: Path, command: str

@@ -105,7 +105,7 @@ async def test_only_what_changed_in_a_huge_file_is_read_and_stored(covered: Cove
 
 
 @pytest.mark.usefixtures("small_is_sparse")
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
 async def test_any_mixture_of_holes_and_data_is_stored_as_it_is(covered: Covered, seed: int) -> None:
     rng = random.Random(seed)
     for name in ("a", "b", "c"):

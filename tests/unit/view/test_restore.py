@@ -117,7 +117,7 @@ async def test_second_restore_finds_everything_the_same(source: Path, tmp_path: 
     assert {path: st["mtime_ns"] for path, st in describe_tree(out).items()} == inodes
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
 async def test_random_trees_come_back(tmp_path: Path, seed: int) -> None:
     path = os.fsencode(tmp_path / "random")
     make_random_tree(path, random.Random(seed), special=("", "chunks", "shards")[seed % 3])
