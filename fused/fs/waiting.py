@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -98,7 +99,7 @@ class Waiting:
             self._threads += 1
         try:
             trio.lowlevel.start_thread_soon(partial(self._work, work, on), _ignore)
-        except RuntimeError as exc:
+        except (RuntimeError, MemoryError) as exc:
             with self._lock:
                 self._threads -= 1
             raise MemoryError(str(exc)) from exc
@@ -107,7 +108,8 @@ class Waiting:
     def _work(self, work: Callable[[], Settle], on: int | None) -> None:
         """In a thread, for as long as there is something to do."""
         while True:
-            self._done.append((work(), on))
+            with suppress(MemoryError):  # not noted: the file stays busy, so what changes it is done in threads
+                self._done.append((work(), on))
             with self._lock:
                 if not self._later:
                     self._threads -= 1

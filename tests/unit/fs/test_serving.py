@@ -190,14 +190,29 @@ async def test_a_thread_answers_by_itself_and_others_are_served_meanwhile(kernel
             kernel.reader.close()
 
 
-async def test_without_a_thread_there_is_an_error(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+async def test_without_a_thread_there_is_an_error(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def no_more(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
+        raise error
 
     monkeypatch.setattr(trio.lowlevel, "start_thread_soon", no_more)
     await served(kernel, request(LATER, 2), request(ECHO, 4))
     assert (kernel.reply(), kernel.reply()) == ((-errno.ENOMEM, 2, b""), (0, 4, b""))
     assert not kernel.waiting.busy(1)
+    assert not kernel.waiting.threads_work()
+
+
+async def test_a_thread_without_memory_to_note_what_it_did_ends_all_the_same(kernel: Kernel) -> None:
+    def forgetful() -> Callable[[], None]:
+        raise MemoryError
+
+    kernel.waiting.hand_to_thread(forgetful, on=1)
+    with trio.fail_after(60):
+        await kernel.waiting.finish()
+    assert not kernel.waiting.threads_work()
+    assert kernel.waiting.busy(1)
 
 
 async def test_a_thread_that_finds_no_memory_for_its_answer_tries_again(
