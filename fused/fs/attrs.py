@@ -59,7 +59,7 @@ _CONFIRMED_NS = 50_000_000
 """The ctime that the kernel sends after a change of names is later than the local file's by what the request took."""
 
 _NOW_NS = 5_000_000_000
-"""Times this close to now may have been asked for as "now": pyfuse3 hands on the clock's reading, not the request."""
+"""Times this close to now may have been asked for as "now": the handler has the clock's reading, not the request."""
 
 
 class Attributes:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from fused.fs.protocol import Head
     from fused.fs.reader import RequestReader
     from fused.fs.relay import Relay
+    from fused.fs.requests import RequestCounter
+    from fused.fs.waiting import Settle
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,7 @@ class Server:
                 await self._relay.pass_on(request)
             return
         kind, function, waits = answer
+        counter = self._answers.request_counters[kind]
         begun = perf_counter_ns()
         body = request[_BODY:]
         failed = 0
@@ -125,7 +128,8 @@ class Server:
                     raise
                 reply = await function(head, body) if waits else function(head, body)
             if isinstance(reply, Later):
-                self._waiting.hand_to_thread(partial(self._answer, kind, head[2], begun, reply.work), on=reply.on)
+                work = partial(self._answer, kind, counter, head[2], begun, reply.work)
+                self._waiting.hand_to_thread(work, on=reply.on)
                 return
         except Exception as error:
             failed = failure(kind, error)
@@ -133,9 +137,9 @@ class Server:
         try:
             self._reply(kind, head[2], failed, reply)
         finally:
-            self._answers.request_counters[kind].add(perf_counter_ns() - begun, failed)
+            counter.add(perf_counter_ns() - begun, failed)
 
-    def _answer(self, kind: str, unique: int, begun: int, work: Callable[[], Reply]) -> Callable[[], None]:
+    def _answer(self, kind: str, counter: RequestCounter, unique: int, begun: int, work: Callable[[], Reply]) -> Settle:
         """In a thread: make the reply and send it. Returns what counts it."""
         failed = 0
         reply: Reply = b""
@@ -146,7 +150,7 @@ class Server:
         while True:
             try:
                 self._reply(kind, unique, failed, reply)
-                return partial(self._answers.request_counters[kind].add, perf_counter_ns() - begun, failed)
+                return partial(counter.add, perf_counter_ns() - begun, failed)
             except MemoryError:  # the program waits for it, and some bytes will do
                 time.sleep(_WANT_OF_MEMORY_S)
 

@@ -18,6 +18,7 @@ from fused.sync import ingest as ingest_module
 from fused.sync.frozen import ChangedTooFast, FileCapture
 from fused.types import key_of
 from tests.support.dagread import plain_tree
+from tests.support.seeds import seeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,7 @@ async def test_only_what_changed_in_a_huge_file_is_read_and_stored(covered: Cove
 
 
 @pytest.mark.usefixtures("small_is_sparse")
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
+@pytest.mark.parametrize("seed", seeds(12, quick=3))
 async def test_any_mixture_of_holes_and_data_is_stored_as_it_is(covered: Covered, seed: int) -> None:
     rng = random.Random(seed)
     for name in ("a", "b", "c"):

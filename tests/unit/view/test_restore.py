@@ -32,6 +32,7 @@ from fused.view.target import NewFile, Target
 from tests.support.compare import assert_same_tree, describe_tree, walk
 from tests.support.faulty_store import Fail, FaultyStore
 from tests.support.poll import wait_until
+from tests.support.seeds import seeds
 from tests.support.snapshot_builder import snapshot_of, tree_of
 from tests.support.store_files import change_block, flip_bit
 from tests.support.trees import make_random_tree, make_sparse_file
@@ -117,7 +118,7 @@ async def test_second_restore_finds_everything_the_same(source: Path, tmp_path: 
     assert {path: st["mtime_ns"] for path, st in describe_tree(out).items()} == inodes
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
+@pytest.mark.parametrize("seed", seeds(12, quick=3))
 async def test_random_trees_come_back(tmp_path: Path, seed: int) -> None:
     path = os.fsencode(tmp_path / "random")
     make_random_tree(path, random.Random(seed), special=("", "chunks", "shards")[seed % 3])
