@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.fs.places import let_signals, signals_held
-from bench.fs.rows import CantError, Row, Sizes, State, Timed
+from bench.fs.rows import CantError, EmptiedError, Row, Sizes, State, Timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -170,6 +170,8 @@ class Measuring:
             self._measure(row, column, turn, cell)
         except CantError as error:
             cell.cant = str(error)
+            if isinstance(error, EmptiedError):
+                self._kept = {key: why for key, why in self._kept.items() if key[0] != column.name}
             if not column.alive():
                 cell.cant = self._dead[column.name] = f"its daemon ended in {row.name}: {column.said() or error}"
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.fs.rows import KIB, Row, Sizes, State, Timed, repeat
@@ -128,16 +129,22 @@ def _fsync(root: Path, sizes: Sizes) -> Timed:
 
 def _create_at_once(root: Path, sizes: Sizes) -> Timed:
     """The time from the first one's start to the last one's end."""
+    # Some daemons keep a descriptor of each file, and 20,000 may be all that they can have.
+    fewer = replace(sizes, operations=sizes.operations // 2)
     fork = multiprocessing.get_context("fork")
     start = fork.Barrier(PROCESSES + 1)
     counts = fork.Array("q", PROCESSES)
+    failed = fork.SimpleQueue()
 
     def work(number: int) -> None:
-        mine = root / f"p{number}"
-        mine.mkdir()
         start.wait()
-        counts[number] = int(_new_names(_write)(mine, sizes).operations)
+        try:
+            counts[number] = int(_new_names(_write)(root / f"p{number}", fewer).operations)
+        except OSError as error:
+            failed.put(error.strerror)
 
+    for number in range(PROCESSES):
+        (root / f"p{number}").mkdir()
     workers = [fork.Process(target=work, args=(number,), daemon=True) for number in range(PROCESSES)]
     for worker in workers:
         worker.start()
@@ -146,6 +153,8 @@ def _create_at_once(root: Path, sizes: Sizes) -> Timed:
     for worker in workers:
         worker.join()
     seconds = time.perf_counter() - begun
+    if not failed.empty():
+        raise OSError(f"one of the processes failed: {failed.get()}")
     if any(worker.exitcode for worker in workers):
         raise OSError("one of the processes failed")
     return Timed(seconds, sum(counts[:]))

@@ -20,6 +20,10 @@ class CantError(Exception):
     """Why something can't be measured here, in a few words; shown in the table in place of the figure."""
 
 
+class EmptiedError(CantError):
+    """As well; and the column was mounted anew, so that nothing is in it any more."""
+
+
 class State(enum.Enum):
     """What the caches hold when the clock starts."""
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from bench.fs import peers
+from bench.fs.rows import EmptiedError
 from tests.support.kubo import CACHE, kubo_binary
 from tests.support.mountproc import REPO, mounts_under
 from tests.support.poll import wait_until
@@ -88,6 +90,28 @@ def test_every_column_is_measured(tmp_path: Path, need: Callable[..., None], mon
     for place in ("disk", "tmpfs"):
         assert set(found["places"][place]["rows"]) == set(rows)
         check(found["places"][place], columns)
+
+
+@pytest.mark.kubo
+def test_a_node_that_does_not_come_to_rest_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = peers.Kubo(tmp_path / "kubo")
+    try:
+        column.start()
+        (column.path / "directory").mkdir()
+        (before,) = column.pids()
+        with monkeypatch.context() as patched:
+            patched.setattr(peers, "SETTLE_S", 0.0)
+            with pytest.raises(EmptiedError, match="ipfs files flush"):
+                column.settle()
+        assert column.alive()
+        assert column.pids() != [before]
+        assert os.listdir(column.path) == []
+        (column.path / "another").mkdir()
+        column.settle()
+    finally:
+        column.close()
+    assert not mounts_under(tmp_path)
+    assert not Path(f"/proc/{before}").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -209,10 +209,14 @@ class KuboNode:
         connection.sock = end
         return connection
 
-    def run(self, *args: str | Path, stdin: bytes = b"") -> bytes:
-        """The standard output of `ipfs ARGS` on this repository, through the daemon if it runs."""
+    def run(self, *args: str | Path, stdin: bytes = b"", timeout: float | None = None) -> bytes:
+        """The standard output of `ipfs ARGS` on this repository, through the daemon if it runs.
+
+        Raises AssertionError if it fails, and subprocess.TimeoutExpired after `timeout` seconds.
+        """
+        command = [kubo_binary(), *args]
         done = subprocess.run(
-            [kubo_binary(), *args], input=stdin, capture_output=True, env=self._environment(), check=False
+            command, input=stdin, capture_output=True, env=self._environment(), check=False, timeout=timeout
         )
         assert done.returncode == 0, f"{args} failed with {done.returncode}: {done.stderr.decode(errors='replace')}"
         return done.stdout

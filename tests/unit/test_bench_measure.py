@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from bench.fs.__main__ import SIZES
 from bench.fs.columns import Column
 from bench.fs.measure import Cell, Measuring
-from bench.fs.rows import CantError, Row, Sizes, Timed, once, repeat
+from bench.fs.rows import CantError, EmptiedError, Row, Sizes, Timed, once, repeat
 
 
 def measured(tmp_path: Path, *rows: Row) -> list[Cell]:
@@ -56,6 +57,32 @@ def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
 
     (cell,) = measured(tmp_path, Row("sleep", "requests", sleep, limit=0.2))
     assert cell.cant == "not finished within 0.2 s"
+
+
+def test_a_column_that_was_emptied_is_filled_again(tmp_path: Path) -> None:
+    class Restless(Column):
+        settled = 0
+
+        def settle(self) -> None:
+            self.settled += 1
+            if self.settled == 2:
+                shutil.rmtree(self.path)
+                self.path.mkdir()
+                raise EmptiedError("it does not come to rest")
+
+    def prepare(root: Path, sizes: Sizes) -> None:
+        (root / "file").touch()
+
+    def look(root: Path, sizes: Sizes) -> Timed:
+        return once(lambda: os.stat(root / "file"))
+
+    measuring = Measuring([Restless(tmp_path / "native")], replace(SIZES["smoke"]), 2, lambda _: None)
+    one, two = (
+        measuring.row(Row(name, "requests", look, prepare=prepare, keeps=True))["native"] for name in ("one", "two")
+    )
+    assert one.cant == "it does not come to rest"
+    assert two.cant is None
+    assert len(two.seconds) == 2
 
 
 def test_many_operations_end_when_the_time_is_over() -> None:
