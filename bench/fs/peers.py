@@ -170,7 +170,7 @@ class Kubo(Column):
         shutil.rmtree(tree)
 
     def pids(self) -> list[int]:
-        return [self._node.pid]
+        return [self._pid]
 
     def version(self) -> str:
         return f"Kubo {KUBO_VERSION}"
